@@ -1,0 +1,167 @@
+"""Formats: one module each, one row each in `FORMATS`.
+
+A format module offers
+
+* `recognise(probe) -> bool`: is this path (by content) one of mine?
+* `open(path) -> Checkpoint`: from its headers; values are read later.
+* `problem(name, spec) -> str`: why this tensor cannot be held, "" when it can (formats that write).
+* `create(path, specs, *, metadata, ties, overwrite) -> Sink` (formats that write).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from numpy.typing import NDArray
+
+from converter.errors import NotFoundError, TargetError, UnknownFormatError
+from converter.tensors import Checkpoint, TensorSpec
+
+
+class Sink(Protocol):
+    """A target that was told every spec before its first byte; takes tensors in any order.
+
+    Iterating `order` gives the names in the order that makes its writes sequential.
+    """
+
+    order: Sequence[str]
+    files: Sequence[Path]
+
+    def write(self, name: str, chunks: Iterable[NDArray[Any]]) -> None:
+        """Take a tensor as consecutive 1-D C-order pieces; a piece is only valid until the next."""
+        ...
+
+    def commit(self) -> None:
+        """Publish: afterwards the target is complete and durable."""
+        ...
+
+    def abort(self) -> None:
+        """Leave nothing behind; harmless after `commit`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What sniffing may look at: the path and the two ends of the file (empty for a folder)."""
+
+    path: Path
+    head: bytes
+    tail: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A row of the table: where a format's code is and what it is for."""
+
+    name: str
+    title: str
+    suffixes: tuple[str, ...]
+    module: str
+    writes: bool = True
+
+    def load(self) -> Any:
+        """The module; imported on first use."""
+        return importlib.import_module(self.module)
+
+
+FORMATS = (
+    Format("safetensors", "safetensors", (".safetensors",), "converter.formats.safetensors"),
+    Format("torch", "PyTorch zip (torch.save)", (".pt", ".pth", ".bin"), "converter.formats.torch"),
+    Format("tf-v2", "TensorFlow V2 (TensorBundle)", (".ckpt",), "converter.formats.tf_v2"),
+    Format("tf-v1", "TensorFlow V1 (single file)", (), "converter.formats.tf_v1"),
+)
+
+PROBE_BYTES = 512
+
+
+def probe(path: Path) -> Probe:
+    """The two ends of a file; empty ones for a folder or for a TensorFlow prefix."""
+    if not path.is_file():
+        return Probe(path, b"", b"")
+    with path.open("rb") as stream:
+        head = stream.read(PROBE_BYTES)
+        stream.seek(max(0, stream.seek(0, 2) - PROBE_BYTES))
+        return Probe(path, head, stream.read(PROBE_BYTES))
+
+
+def recognise(path: Path) -> Format:
+    """The format of what lies at `path`, by content.
+
+    Raises `NotFoundError` when nothing is there, `UnknownFormatError` when nobody knows it.
+    """
+    looked = probe(path)
+    for row in FORMATS:
+        if row.load().recognise(looked):
+            return row
+    if not path.exists():
+        raise NotFoundError("no such file, folder or TensorFlow prefix", path=path)
+    raise UnknownFormatError(
+        "not a checkpoint that any format recognises",
+        path=path,
+        expected=", ".join(row.title for row in FORMATS),
+        found=_describe(looked),
+    )
+
+
+def _describe(looked: Probe) -> str:
+    head = looked.head.lstrip()
+    if looked.path.is_dir():
+        return "a folder without a known checkpoint"
+    if head.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer, not the file itself: run `git lfs pull`"
+    if head[:15].lower().startswith((b"<!doctype html", b"<html")):
+        return "an HTML page: the download gave a web page, not the file"
+    if not looked.head:
+        return "an empty file"
+    return f"a file that starts with {looked.head[:16]!r}"
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """Open a checkpoint of any format; reads its headers only.
+
+    Raises `SourceError` or `RefusedError`.
+    """
+    place = Path(path)
+    return cast("Checkpoint", recognise(place).load().open(place))
+
+
+def named(name: str) -> Format:
+    """The row of that name; `TargetError` lists the names when there is none."""
+    for row in FORMATS:
+        if row.name == name:
+            return row
+    known = ", ".join(row.name for row in FORMATS)
+    raise TargetError(f"there is no format '{name}'", expected=known)
+
+
+def for_target(path: Path) -> Format:
+    """The format that a target's suffix stands for."""
+    for row in FORMATS:
+        if row.writes and path.name.endswith(row.suffixes):
+            return row
+    known = ", ".join(suffix for row in FORMATS if row.writes for suffix in row.suffixes)
+    raise TargetError(
+        "the suffix does not tell the format", path=path, expected=known, hint="or name it: --to"
+    )
+
+
+def create(  # noqa: PLR0913 - what a target must know before its first byte
+    path: Path,
+    format: Format,
+    specs: Mapping[str, TensorSpec],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    ties: Sequence[Sequence[str]] = (),
+    overwrite: bool = False,
+) -> Sink:
+    """A sink of the given format; refuses before it makes any file.
+
+    Raises `UnrepresentableError`, `TargetExistsError`, `TargetError`.
+    """
+    module = format.load()
+    sink = module.create(path, specs, metadata=metadata or {}, ties=ties, overwrite=overwrite)
+    return cast("Sink", sink)

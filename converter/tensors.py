@@ -1,0 +1,165 @@
+"""The nouns: a spec, a tensor, a checkpoint (names to tensors)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.errors import NotFoundError
+from converter.files import Region
+from converter.layout import View
+
+STRING = np.dtype(object)  # elements are `bytes`; printed as "string"
+
+_ML_DTYPES = {
+    name: np.dtype(getattr(ml_dtypes, name))
+    for name in (
+        "bfloat16 float8_e3m4 float8_e4m3 float8_e4m3b11fnuz float8_e4m3fn float8_e4m3fnuz "
+        "float8_e5m2 float8_e5m2fnuz float8_e8m0fnu float6_e2m3fn float6_e3m2fn float4_e2m1fn "
+        "int2 int4 uint2 uint4"
+    ).split()
+}
+
+
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """The name that people read and write: NumPy's, ml_dtypes', or `string`."""
+    return "string" if dtype == STRING else dtype.name
+
+
+def dtype_of(name: str) -> np.dtype[Any]:
+    """The dtype of a name as `dtype_name` prints it; `ValueError` when there is none."""
+    if name == "string":
+        return STRING
+    if name in _ML_DTYPES:
+        return _ML_DTYPES[name]
+    try:
+        dtype = np.dtype(name)
+    except TypeError as error:
+        raise ValueError(f"'{name}' is not a dtype") from error
+    if dtype.kind not in "biufc" or dtype.name != name:
+        raise ValueError(f"'{name}' is not a dtype of tensors")
+    return dtype
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What is known of a tensor before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory: `size` times the item size."""
+        return self.size * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return f"{dtype_name(self.dtype)} {list(self.shape)}"
+
+
+class Extent(NamedTuple):
+    """Where a tensor's C-order, little-endian bytes lie in a file: [offset, offset + nbytes)."""
+
+    path: Path
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor of a checkpoint: its spec at once, its values when asked."""
+
+    view: View
+
+    @property
+    def spec(self) -> TensorSpec:
+        """Shape and dtype; never reads values."""
+        return TensorSpec(self.view.shape, self.view.dtype)
+
+    @property
+    def extent(self) -> Extent | None:
+        """The bytes in the file, where the tensor is one plain run of them."""
+        storage = self.view.storage
+        if not isinstance(storage, Region) or not self.view.contiguous:
+            return None
+        offset = storage.offset + self.view.offset * storage.dtype.itemsize
+        return Extent(storage.file.path, offset, self.view.nbytes)
+
+    def numpy(self) -> NDArray[Any]:
+        """The values as a C-contiguous array, checksums verified.
+
+        Raises `SourceError` (truncated, damaged) when they cannot be read.
+        """
+        return self.view.numpy()
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint(Mapping[str, Tensor]):
+    """A read-only mapping from names to tensors, in the order of the file.
+
+    `ties` are groups of names that share one storage.  `unsupported` lists entries of the file
+    that are not tensors this package can read, each with the reason: they are never dropped in
+    silence.  Usable as a context manager; closing it closes its files.
+    """
+
+    tensors: Mapping[str, Tensor]
+    format: str = "memory"
+    path: Path | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    ties: tuple[tuple[str, ...], ...] = ()
+    unsupported: Mapping[str, str] = field(default_factory=dict)
+    on_close: Callable[[], None] | None = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise NotFoundError("no such tensor", path=self.path, tensor=name) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Every name with its spec."""
+        return MappingProxyType({name: tensor.spec for name, tensor in self.tensors.items()})
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, in memory."""
+        return sum(spec.nbytes for spec in self.specs.values())
+
+    def close(self) -> None:
+        """Close the files behind it; tensors cannot be read afterwards."""
+        if self.on_close is not None:
+            self.on_close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def from_arrays(arrays: Mapping[str, Any], **facts: Any) -> Checkpoint:
+    """A checkpoint of arrays in memory; `facts` are `Checkpoint`'s other fields."""
+    return Checkpoint({n: Tensor(View.of(np.asarray(a))) for n, a in arrays.items()}, **facts)
