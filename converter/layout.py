@@ -1,0 +1,708 @@
+"""Lazy strided views of tensors, and the copy kernel that they all end in.
+
+Layout operations never copy: they rewrite the strides of a `View` over a `Storage`. Reading a view
+then permutes, reverses and casts in one pass from the storage into the caller's buffer.
+
+    read(start, out) ─► boxes ─► down to the bottom storage ─► tiles ─► padded scratch ─► out
+
+NumPy alone copies a permuted tensor at a tenth of the speed of memory: it walks the larger stride
+without blocking, and rows a power of two apart fall into the same cache set. So the kernel fetches
+a tile in long runs into a small scratch buffer, whose rows are padded and lie in the order in
+which the target wants them, and copies it from there, transposed.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+from numpy.typing import DTypeLike, NDArray
+
+__all__ = ["Computed", "Elementwise", "Joined", "Memory", "Storage", "View", "concatenate"]
+
+Array = NDArray[Any]
+Function = Callable[[Array], Array]
+Factors = tuple[tuple[int, int], ...]  # (size, stride in elements) each, outermost first
+
+# Sizes of the kernel, in bytes. They were measured: see benchmarks/copy_kernel.py.
+TILE = 1536 * 1024  # of one tile, and so of the scratch buffer (plus its padding)
+READ_RUN = 32 * 1024  # a read costs a system call, so make it at least this long where one can
+MEMORY_RUN = 2 * 1024  # slicing an array in memory costs nothing: leave room for longer columns
+GAP = 8 * 1024  # reading through a hole of this size costs less than a second read
+KEPT_RUN = 128  # runs of this size that survive the permutation need no scratch buffer
+
+# Sizes in elements.
+ROW = 128  # a row of the scratch buffer should be at least this long
+PADDING = 16  # keeps rows that are a power of two apart out of one cache set
+
+
+class Storage(Protocol):
+    """Elements in a row: one-dimensional, of one dtype, readable in any range."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of every element, byte order included."""
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+
+    def read(self, start: int, out: Array) -> None:
+        """Fill `out`, one-dimensional, C-contiguous and of `dtype`, with [start, start + size)."""
+
+
+class Memory:
+    """A storage over an array in memory, in C order; copies only when it is not C-contiguous."""
+
+    def __init__(self, array: Array) -> None:
+        self.array: Array = np.asarray(array, order="C").reshape(-1)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.array.dtype
+
+    @property
+    def size(self) -> int:
+        return self.array.size
+
+    def read(self, start: int, out: Array) -> None:
+        _move(out, self.array[start : start + out.size])
+
+
+class Computed:
+    """A storage whose array is computed by the first read, and kept.
+
+    Reading raises ValueError when the array has another size or dtype than was announced.
+    """
+
+    def __init__(self, size: int, dtype: DTypeLike, compute: Callable[[], Array]) -> None:
+        self.size = size
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
+        self._compute = compute
+        self._array: Array | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def array(self) -> Array:
+        """All the elements, one-dimensional; computed when this is the first use."""
+        with self._lock:
+            if self._array is None:
+                array = np.asarray(self._compute(), order="C").reshape(-1)
+                _check_block(array, self.size, self.dtype)
+                self._array = array
+            return self._array
+
+    def read(self, start: int, out: Array) -> None:
+        _move(out, self.array[start : start + out.size])
+
+
+class Joined:
+    """A storage of the C-order elements of several views, one after the other.
+
+    That is their concatenation along axis 0. Raises ValueError when the dtypes differ.
+    """
+
+    def __init__(self, views: Sequence[View]) -> None:
+        dtypes = {view.dtype for view in views}
+        if len(dtypes) != 1:
+            names = ", ".join(sorted(map(str, dtypes))) or "no views"
+            raise ValueError(f"joined views must have one dtype, got {names}")
+        self.views = tuple(view for view in views if view.size)
+        self.ends = tuple(itertools.accumulate(view.size for view in self.views))
+        self.size = self.ends[-1] if self.ends else 0
+        self.dtype: np.dtype[Any] = dtypes.pop()
+
+    def piece(self, position: int) -> tuple[View, int, int]:
+        """The view that holds the element at `position`, and where it starts and stops."""
+        number = bisect_right(self.ends, position)
+        view = self.views[number]
+        return view, self.ends[number] - view.size, self.ends[number]
+
+    def read(self, start: int, out: Array) -> None:
+        filled = 0
+        while filled < out.size:
+            view, begin, end = self.piece(start + filled)
+            count = min(out.size - filled, end - start - filled)
+            view.read(start + filled - begin, out[filled : filled + count])
+            filled += count
+
+
+class Elementwise:
+    """A storage of `function(block)` over the C-order elements of a view, block by block.
+
+    `function` takes a one-dimensional array of the view's dtype and returns one of the same size
+    and of `dtype`. It is pure and elementwise: blocks come in any size and order, and their
+    memory is used again after the call. Reading raises ValueError when the result is not that.
+    """
+
+    def __init__(self, view: View, function: Function, dtype: DTypeLike) -> None:
+        self.view = view
+        self.function = function
+        self.dtype: np.dtype[Any] = np.dtype(dtype)
+
+    @property
+    def size(self) -> int:
+        return self.view.size
+
+    def apply(self, block: Array) -> Array:
+        """The checked result of the function: `(n,) → (n,)`."""
+        result = self.function(block)
+        _check_block(result, block.size, self.dtype)
+        return result
+
+    def read(self, start: int, out: Array) -> None:
+        _fill(self.view, start, out, (self.apply,))
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A tensor as strides over a storage; it reads nothing until it is asked for elements.
+
+    `offset` is the element of the storage at index (0, …, 0). An axis is the C-order product of
+    its factors, so that an axis merged from permuted ones is still strides; `()` is an axis of
+    size 1. Where `dtype` is not the storage's, reading casts. A view is itself a storage.
+    """
+
+    storage: Storage
+    offset: int
+    axes: tuple[Factors, ...]
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def of(cls, array: Array) -> View:
+        """The view of an array in memory."""
+        return cls.over(Memory(array), np.shape(array))
+
+    @classmethod
+    def over(cls, storage: Storage, shape: Sequence[int]) -> View:
+        """The whole storage in C order as `shape`; ValueError when their sizes differ."""
+        if math.prod(shape) != storage.size:
+            raise ValueError(f"cannot view {storage.size} elements as shape {tuple(shape)}")
+        axes = tuple(_merged(((n, step),)) for n, step in zip(shape, _steps(shape), strict=True))
+        return cls(storage, 0, axes, storage.dtype)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(_size(axis) for axis in self.axes)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.axes)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    @property
+    def factors(self) -> Factors:
+        """The factors of all axes, merged where they can be: the view as one flat axis."""
+        return _merged(tuple(itertools.chain.from_iterable(self.axes)))
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether this is a plain C-order run of the storage, [offset, offset + size), uncast."""
+        kept = self.dtype == self.storage.dtype
+        return kept and (self.size == 0 or self.factors in ((), ((self.size, 1),)))
+
+    def transpose(self, order: Sequence[int]) -> View:
+        """Axes in a new order, as in `numpy.transpose`; ValueError when not a permutation."""
+        if sorted(order) != list(range(self.ndim)):
+            raise ValueError(f"{tuple(order)} is not an order of {self.ndim} axes")
+        return replace(self, axes=tuple(self.axes[axis] for axis in order))
+
+    def reshape(self, shape: Sequence[int]) -> View:
+        """The same elements in C order as another shape; ValueError when the sizes differ.
+
+        Where strides cannot say that, the result is a view over this one, as lazy but slower.
+        """
+        if math.prod(shape) != self.size:
+            raise ValueError(f"cannot reshape {self.shape} to {tuple(shape)}")
+        if self.size:
+            found = _through(self.factors, 0, zip(shape, _steps(shape), strict=True))
+            if found:
+                return replace(self, axes=tuple(_merged(axis) for axis in found[1]))
+        return View.over(self, shape)
+
+    def flip(self, axis: int) -> View:
+        """One axis reversed; IndexError when there is no such axis."""
+        factors = self._axis(axis)
+        offset = self.offset + sum((n - 1) * stride for n, stride in factors)
+        reverse = tuple((n, -stride) for n, stride in factors)
+        return self._with(axis, reverse, offset)
+
+    def take(self, axis: int, start: int, stop: int) -> View:
+        """The range [start, stop) of one axis; IndexError when it is not inside the axis."""
+        factors = self._axis(axis)
+        if not 0 <= start <= stop <= _size(factors):
+            raise IndexError(f"[{start}, {stop}) is outside of axis {axis} of {self.shape}")
+        if start == stop:
+            return self._with(axis, ((0, 1),), self.offset)
+        pieces = [
+            self._with(axis, _merged(box), self.offset + shift)
+            for shift, box in _boxes(factors, start, stop)
+        ]
+        return pieces[0] if len(pieces) == 1 else concatenate(pieces, axis)
+
+    def astype(self, dtype: DTypeLike) -> View:
+        """The elements cast as in `numpy.ndarray.astype`; casts of casts round every time."""
+        dtype = np.dtype(dtype)
+        if dtype == self.dtype:
+            return self
+        first = self.dtype == self.storage.dtype
+        return replace(self if first else View.over(self, self.shape), dtype=dtype)
+
+    def numpy(self) -> Array:
+        """The elements as a C-contiguous array; a read-only view where they lie in memory so."""
+        if isinstance(self.storage, Memory | Computed) and self.contiguous:
+            array = self.storage.array[self.offset : self.offset + self.size].reshape(self.shape)
+            array.flags.writeable = False
+            return array
+        out = np.empty(self.size, self.dtype)
+        self.read(0, out)
+        return out.reshape(self.shape)
+
+    def read(self, start: int, out: Array) -> None:
+        """Fill `out` with the elements [start, start + out.size) in C order.
+
+        `out` is one-dimensional, C-contiguous and of `dtype`, else ValueError; IndexError when
+        the range is outside of the view. Needs a few megabytes of memory, whatever the sizes.
+        """
+        if out.ndim != 1 or not out.flags.c_contiguous or out.dtype != self.dtype:
+            raise ValueError(f"a read needs a contiguous one-dimensional array of {self.dtype}")
+        if not 0 <= start <= start + out.size <= self.size:
+            raise IndexError(f"[{start}, {start + out.size}) is outside of {self.size} elements")
+        _fill(self, start, out, ())
+
+    def chunk(self, nbytes: int) -> int:
+        """A good number of elements for consecutive reads of at most `nbytes` (one at least)."""
+        limit = max(1, nbytes // self.dtype.itemsize)
+        if self.size <= limit:
+            return max(1, self.size)
+        for (n, _), inner in zip(self.factors, _steps([n for n, _ in self.factors]), strict=True):
+            if inner <= limit:
+                return _even_part(n, limit // inner) * inner
+        raise AssertionError("the innermost step is one element")
+
+    def _axis(self, axis: int) -> Factors:
+        if not 0 <= axis < self.ndim:
+            raise IndexError(f"there is no axis {axis} in shape {self.shape}")
+        return self.axes[axis]
+
+    def _with(self, axis: int, factors: Factors, offset: int) -> View:
+        axes = (*self.axes[:axis], factors, *self.axes[axis + 1 :])
+        return replace(self, axes=axes, offset=offset)
+
+
+def concatenate(views: Sequence[View], axis: int) -> View:
+    """The views one after the other along `axis`, without a copy: `(2, 3), (2, 4) → (2, 7)`.
+
+    ValueError when dtypes or the other axes differ, IndexError when there is no such axis.
+    """
+    fronts = []
+    for view in views:
+        view._axis(axis)  # noqa: SLF001 - the same module
+        order = [axis, *(other for other in range(view.ndim) if other != axis)]
+        fronts.append(view.transpose(order))
+    if len({view.shape[1:] for view in fronts}) > 1:
+        shapes = ", ".join(str(view.shape) for view in views)
+        raise ValueError(f"cannot concatenate shapes {shapes} along axis {axis}")
+    joined = Joined(fronts)
+    shape = (sum(view.shape[0] for view in fronts), *fronts[0].shape[1:])
+    back = [*range(1, axis + 1), 0, *range(axis + 1, len(shape))]
+    return View.over(joined, shape).transpose(back)
+
+
+# ── strides ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _size(factors: Factors) -> int:
+    return math.prod(n for n, _ in factors)
+
+
+def _steps(shape: Sequence[int]) -> list[int]:
+    """The C-order strides of a shape, in elements: `(2, 3, 4) → [12, 4, 1]`."""
+    return [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+
+
+def _merged(factors: Factors) -> Factors:
+    """Factors without those of size 1, and with neighbours that nest made one."""
+    merged: list[tuple[int, int]] = []
+    for n, stride in factors:
+        if merged and merged[-1][1] == n * stride:
+            merged[-1] = (merged[-1][0] * n, stride)
+        elif n != 1:
+            merged.append((n, stride))
+    return tuple(merged)
+
+
+def _even_part(n: int, limit: int) -> int:
+    """A part of at most `limit` that cuts `n` evenly, or else into parts of nearly one size."""
+    if n <= limit:
+        return n
+    least = -(-n // limit)
+    for count in range(least, least + 16):
+        if n % count == 0:
+            return n // count
+    even = -(-n // least)
+    return min(limit, -(-even // 16) * 16)
+
+
+def _boxes(factors: Factors, start: int, stop: int) -> Iterator[tuple[int, Factors]]:
+    """Cut a flat C-order range into a few boxes, each as (shift of the offset, factors)."""
+    if start == stop or not factors:
+        yield from [(0, factors)] * (stop - start)
+        return
+    (_, stride), *rest = factors
+    inner = tuple(rest)
+    width = _size(inner)
+    row, begin = divmod(start, width)
+    if begin or stop - start < width:
+        end = min(width, begin + stop - start)
+        yield from ((row * stride + shift, box) for shift, box in _boxes(inner, begin, end))
+        row, start = row + 1, start - begin + end
+    whole, end = divmod(stop - start, width)
+    if whole:
+        yield row * stride, ((whole, stride), *inner)
+        row += whole
+    yield from ((row * stride + shift, box) for shift, box in _boxes(inner, 0, end))
+
+
+def _through(
+    factors: Factors, start: int, box: Iterable[tuple[int, int]]
+) -> tuple[int, list[Factors]] | None:
+    """Say a strided box over the flat C-order index of `factors` in their own strides.
+
+    The box starts at the flat index `start`; its axes are (size, flat step). Returns the shift of
+    the offset and the factors of every axis of the box, or None where that needs more than strides.
+    """
+    steps = _steps([n for n, _ in factors])
+    index = [start // step % n for (n, _), step in zip(factors, steps, strict=True)]
+    shift = sum(i * stride for i, (_, stride) in zip(index, factors, strict=True))
+    found = []
+    for size, step in box:
+        axis: list[tuple[int, int]] = []
+        while size > 1:
+            at = next(
+                (k for k, (n, _) in enumerate(factors) if steps[k] <= step < steps[k] * n), -1
+            )
+            if at < 0 or step % steps[at]:
+                return None
+            stride, (n, unit) = step // steps[at], factors[at]
+            part = size
+            if index[at] + (size - 1) * stride >= n:  # it wraps into the axis further out
+                part = n // stride
+                if n % stride or size % part:
+                    return None
+            axis.insert(0, (part, stride * unit))
+            index[at] += (part - 1) * stride
+            size, step = size // part, step * part
+        found.append(tuple(axis))
+    inside = all(i < n for i, (n, _) in zip(index, factors, strict=True))
+    return (shift, found) if inside else None
+
+
+# ── the kernel ───────────────────────────────────────────────────────────────────────────────────
+
+
+def _fill(view: View, start: int, out: Array, functions: tuple[Function, ...]) -> None:
+    """Fill `out` with a flat range of a view, passed through functions and cast."""
+    if view.dtype != view.storage.dtype and (functions or view.dtype != out.dtype):
+        functions = (partial(_cast, dtype=view.dtype), *functions)
+    for shift, box in _boxes(view.factors, start, start + out.size):
+        shape = [n for n, _ in box]
+        target, out = out[: math.prod(shape)].reshape(shape), out[math.prod(shape) :]
+        strides = [stride for _, stride in box]
+        _copy(view.storage, view.offset + shift, strides, target, functions)
+
+
+def _copy(
+    storage: Storage,
+    offset: int,
+    strides: Sequence[int],
+    target: Array,
+    functions: tuple[Function, ...],
+) -> None:
+    """Fill `target`, of any strides, with a strided box of a storage: one box, one pass."""
+    offset, source_strides, target = _in_source_order(offset, strides, target)
+    if isinstance(storage, Joined):
+        _copy_joined(storage, offset, source_strides, target, functions)
+        return
+    if isinstance(storage, View | Elementwise):
+        view = storage if isinstance(storage, View) else storage.view
+        found = _through(view.factors, offset, zip(target.shape, source_strides, strict=True))
+        if found:
+            if isinstance(storage, Elementwise):
+                functions = (storage.apply, *functions)
+            if view.dtype != view.storage.dtype and (functions or view.dtype != target.dtype):
+                functions = (partial(_cast, dtype=view.dtype), *functions)
+            factors = tuple(itertools.chain.from_iterable(found[1]))
+            target = target.reshape([n for n, _ in factors])  # only splits axes: never a copy
+            strides = [stride for _, stride in factors]
+            _copy(view.storage, view.offset + found[0], strides, target, functions)
+            return
+    if isinstance(storage, Memory | Computed):
+        _copy_memory(storage.array, offset, source_strides, target, functions)
+    else:
+        _copy_reads(storage, offset, source_strides, target, functions)
+
+
+def _copy_joined(
+    joined: Joined,
+    offset: int,
+    strides: Sequence[int],
+    target: Array,
+    functions: tuple[Function, ...],
+) -> None:
+    """Cut a box in source order, along its outermost axis, where one piece ends."""
+    width = 1 + sum((n - 1) * step for n, step in zip(target.shape[1:], strides[1:], strict=True))
+    while len(target):
+        view, start, end = joined.piece(offset)
+        count = min(len(target), (end - width - offset) // strides[0] + 1)
+        if count > 0:
+            _copy(view, offset - start, strides, target[:count], functions)
+        else:  # the first index lies across the end: cut its inner axes
+            count = 1
+            _copy(joined, offset, strides[1:], target[0], functions)
+        offset, target = offset + count * strides[0], target[count:]
+
+
+def _copy_memory(
+    array: Array,
+    offset: int,
+    strides: Sequence[int],
+    target: Array,
+    functions: tuple[Function, ...],
+) -> None:
+    """Copy a box of an array in memory."""
+    source = _strided(array[offset:], target.shape, strides)
+    if not functions and _keeps_runs(strides, target):
+        _move(target, source)
+        return
+    tiling = _Tiling(strides, target, MEMORY_RUN)
+    for tile in tiling.tiles():
+        rows = tiling.rows(tile)
+        _move(rows, _applied(functions, source[tile]))
+        tiling.flush(tile, rows)
+
+
+def _copy_reads(
+    storage: Storage,
+    offset: int,
+    strides: Sequence[int],
+    target: Array,
+    functions: tuple[Function, ...],
+) -> None:
+    """Copy a box of a storage that has to be read, in runs as long as one can."""
+    exact = not functions and storage.dtype == target.dtype
+    if exact and target.ndim == 1 and target.flags.c_contiguous and strides[0] == 1:
+        storage.read(offset, target)
+        return
+    tiling = _Tiling(strides, target, READ_RUN)
+    steps = (*strides, 1)  # an axis of one more element, so that every run is an array
+    buffer = np.empty(0, storage.dtype)
+    for tile in tiling.tiles():
+        rows = tiling.rows(tile)[..., np.newaxis]
+        outer, span = _run(rows.shape, steps, storage.dtype.itemsize)
+        start = offset + sum(cut.start * step for cut, step in zip(tile, steps, strict=False))
+        starts = _positions(start, rows.shape[:outer], steps)
+        direct = exact and span == math.prod(rows.shape[outer:]) and _has_whole_runs(rows, outer)
+        if not direct and buffer.size < span:
+            buffer = np.empty(span, storage.dtype)
+        block = _strided(buffer, rows.shape[outer:], steps[outer:])
+        for start, row in zip(starts, _subarrays(rows, outer), strict=True):
+            if direct:
+                storage.read(start, row.reshape(-1))
+            else:
+                storage.read(start, buffer[:span])
+                _move(row, _applied(functions, block))
+        tiling.flush(tile, rows[..., 0])
+
+
+class _Tiling:
+    """Cuts a box in source order into tiles, and lends each the place to be gathered in.
+
+    That is a scratch buffer when the box is transposed: rows along the innermost axes of the
+    source, padded, and in the order of the target, so that copying them over, transposed, has
+    one long inner loop. When the target keeps the runs of the source, it is the target itself.
+    """
+
+    def __init__(self, strides: Sequence[int], target: Array, run: int) -> None:
+        self.target = target
+        inward = sorted(range(target.ndim), key=lambda axis: -abs(target.strides[axis]))
+        size = target.dtype.itemsize
+        self.shape = _tile_shape(target.shape, inward[::-1], run // size, TILE // size)
+        self.scratch: Array | None = None
+        if not _keeps_runs(strides, target):
+            self.scratch = _scratch(self.shape, inward, target.dtype)
+
+    def tiles(self) -> Iterator[tuple[slice, ...]]:
+        """The corners of all tiles, as slices of the target."""
+        cuts = [
+            [slice(at, min(at + part, n)) for at in range(0, n, part)]
+            for n, part in zip(self.target.shape, self.shape, strict=True)
+        ]
+        return itertools.product(*cuts)
+
+    def rows(self, tile: tuple[slice, ...]) -> Array:
+        """Where to put the elements of a tile."""
+        target = self.target[tile]
+        if self.scratch is None:
+            return target
+        return self.scratch[tuple(slice(n) for n in target.shape)]
+
+    def flush(self, tile: tuple[slice, ...], rows: Array) -> None:
+        """Bring a gathered tile to the target."""
+        if self.scratch is not None:
+            _move(self.target[tile], rows)
+
+
+def _tile_shape(
+    shape: tuple[int, ...], outward: Sequence[int], run: int, limit: int
+) -> tuple[int, ...]:
+    """A tile: first a run of the source, then columns of the target, then what still fits."""
+    tile = [1] * len(shape)
+    source = range(len(shape) - 1, -1, -1)
+    for axes, most in ((source, run), (outward, limit), (source, limit)):
+        for axis in axes:
+            room = max(most, 1) // math.prod(tile)
+            if room > 1 and tile[axis] < shape[axis]:
+                tile[axis] = _even_part(shape[axis], tile[axis] * room)
+            if tile[axis] < shape[axis]:
+                break
+    return tuple(tile)
+
+
+def _scratch(shape: tuple[int, ...], inward: Sequence[int], dtype: np.dtype[Any]) -> Array:
+    """An uninitialised tile whose axes are in source order, and its memory as `_Tiling` says."""
+    strides = [0] * len(shape)
+    length, columns = 1, list(inward)
+    for axis in range(len(shape) - 1, -1, -1):
+        if length >= ROW or axis == inward[-1]:
+            break
+        strides[axis] = length
+        length *= shape[axis]
+        columns.remove(axis)
+    length += PADDING
+    for axis in reversed(columns):
+        strides[axis] = length
+        length *= shape[axis]
+    return _strided(np.empty(length, dtype), shape, strides)
+
+
+def _run(shape: tuple[int, ...], strides: Sequence[int], itemsize: int) -> tuple[int, int]:
+    """How one read covers the inner axes of a tile: the number of outer axes, and its length."""
+    span, outer = 1, len(shape) - 1  # the innermost is of one element
+    while outer:
+        n, step = shape[outer - 1], strides[outer - 1]
+        longer = span + (n - 1) * step
+        if span * itemsize >= READ_RUN or (step - span) * itemsize > GAP:
+            break
+        if longer * itemsize > 2 * TILE:
+            break
+        outer, span = outer - 1, longer
+    return outer, span
+
+
+def _in_source_order(
+    offset: int, strides: Sequence[int], target: Array
+) -> tuple[int, list[int], Array]:
+    """Make source strides positive and descending; merge axes that nest on both sides."""
+    axes: list[tuple[int, int, int]] = []
+    reverse = [slice(None, None, -1 if step < 0 else None) for step in strides]
+    offset += sum((n - 1) * step for n, step in zip(target.shape, strides, strict=True) if step < 0)
+    target = target[(..., *reverse)]  # the dots keep an array of no axes an array
+    box = zip((abs(step) for step in strides), target.strides, target.shape, strict=True)
+    for step, stride, n in sorted(box, key=lambda axis: -axis[0]):
+        if axes and axes[-1][:2] == (step * n, stride * n):
+            axes[-1] = (step, stride, axes[-1][2] * n)
+        elif n != 1:
+            axes.append((step, stride, n))
+    axes = axes or [(1, target.itemsize, 1)]
+    shape, byte_strides = [n for _, _, n in axes], [stride for _, stride, _ in axes]
+    return offset, [step for step, _, _ in axes], as_strided(target, shape, byte_strides)
+
+
+def _keeps_runs(strides: Sequence[int], target: Array) -> bool:
+    """Whether the innermost axis of the source is worth copying by itself into the target."""
+    inner = min(range(target.ndim), key=lambda axis: abs(target.strides[axis]))
+    return inner == target.ndim - 1
+
+
+def _applied(functions: tuple[Function, ...], block: Array) -> Array:
+    """The block through elementwise functions, one after the other."""
+    if not functions:
+        return block
+    flat = block.reshape(-1)
+    for function in functions:
+        flat = function(flat)
+    return flat.reshape(block.shape)
+
+
+def _positions(start: int, shape: Sequence[int], strides: Sequence[int]) -> list[int]:
+    """The flat positions of a strided box, in C order."""
+    positions = np.array(start)
+    for n, step in zip(shape, strides, strict=False):
+        positions = np.add.outer(positions, np.arange(n) * step)
+    flat: list[int] = positions.reshape(-1).tolist()
+    return flat
+
+
+def _has_whole_runs(array: Array, axes: int) -> bool:
+    return array[(0,) * axes].flags.c_contiguous
+
+
+def _subarrays(array: Array, axes: int) -> Iterator[Array]:
+    """All subarrays over the first axes, in C order: faster than indexing one by one."""
+    if axes == 0:
+        yield array
+        return
+    for part in array:
+        yield from _subarrays(part, axes - 1)
+
+
+def _strided(array: Array, shape: Sequence[int], strides: Sequence[int]) -> Array:
+    return as_strided(array, shape, [step * array.itemsize for step in strides])
+
+
+def _cast(block: Array, dtype: np.dtype[Any]) -> Array:
+    out = np.empty(block.shape, dtype)
+    _move(out, block)
+    return out
+
+
+def _move(target: Array, source: Array) -> None:
+    """Copy, and cast where dtypes differ, as C does."""
+    if target.dtype == source.dtype:
+        np.copyto(_raw(target), _raw(source))
+        return
+    # Infinity and zero are what casting out of a float's range means. Out of an integer's range
+    # there is no right result, so that keeps its warning.
+    invalid: Any = "warn" if target.dtype.kind in "iu" else "ignore"
+    with np.errstate(over="ignore", under="ignore", invalid=invalid):
+        np.copyto(target, source, casting="unsafe")
+
+
+def _raw(array: Array) -> Array:
+    """The same bytes as unsigned integers, which NumPy moves faster than dtypes it does not own."""
+    if array.dtype.hasobject or array.itemsize not in (1, 2, 4, 8):
+        return array
+    return array.view(f"u{array.itemsize}")
+
+
+def _check_block(array: Array, size: int, dtype: np.dtype[Any]) -> None:
+    if array.shape != (size,) or array.dtype != dtype:
+        raise ValueError(
+            f"expected {size} elements of {dtype}, computed {array.shape} of {array.dtype}"
+        )
