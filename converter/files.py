@@ -3,15 +3,25 @@
 Every byte of a checkpoint that is read or written goes through this module.  Reads are `pread`
 loops, never memory maps: a file that shrinks or a network that stalls is then an error and not
 a SIGBUS, and the page cache is not charged to this process.
+
+    File, Region, Checksum          reading
+    StagedFile, Publication         writing
+    System                          the operating system, as far as both need it
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import itertools
 import os
+import re
 import secrets
+import stat
+import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +43,68 @@ from converter.errors import (
 
 Array = NDArray[Any]
 BLOCK = 1 << 18  # bytes; a buffer of this size, reused, stays in the L2 cache
+LOCK_SECONDS = 60.0  # how long a publication waits for its turn in a folder
+
+
+class System:
+    """The calls to the operating system, in one place.
+
+    Tests put a subclass in `files.system` to count calls, to cut them short, to make the k-th
+    one fail, and to record them.  Python itself repeats a call that a signal interrupted.
+    """
+
+    def open(self, path: Path, flags: int) -> int:
+        """Open a file, or a folder; a new file's mode follows the umask."""
+        return os.open(path, flags | os.O_CLOEXEC, 0o666)
+
+    def close(self, fd: int) -> None:
+        """Close a descriptor, and give up its lock."""
+        os.close(fd)
+
+    def read(self, fd: int, buffer: memoryview, offset: int) -> int:
+        """Read at most as many bytes as the buffer takes."""
+        return os.preadv(fd, [buffer], offset)
+
+    def write(self, fd: int, data: memoryview, offset: int) -> int:
+        """Write at most all of the data."""
+        return os.pwrite(fd, data, offset)
+
+    def sync(self, fd: int) -> None:
+        """Bring a file's bytes, or a folder's names, to the disk."""
+        os.fsync(fd)
+
+    def lock(self, fd: int) -> bool:
+        """Whether this descriptor now has the file's lock; true where there are no locks."""
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+        return True
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Give a file another name; what had that name is gone."""
+        source.replace(target)
+
+    def link(self, source: Path, target: Path) -> None:
+        """Give a file a second name; fails when that name is taken."""
+        target.hardlink_to(source)
+
+    def unlink(self, path: Path) -> None:
+        """Take a name away."""
+        path.unlink()
+
+    def free(self, folder: Path) -> int | None:
+        """Bytes that may still be written there; None where the file system does not say."""
+        facts = os.statvfs(folder)
+        return facts.f_bavail * facts.f_frsize if facts.f_blocks else None
+
+
+system = System()
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────
 
 
 class File:
@@ -44,10 +116,13 @@ class File:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = system.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe must not block
         except OSError as error:
             raise NotFoundError(f"cannot be opened: {error.strerror}", path=path) from error
         self._stat = os.fstat(self._fd)
+        if not stat.S_ISREG(self._stat.st_mode):
+            self.close()
+            raise NotFoundError("is not a regular file", path=path)
         self.size = self._stat.st_size
 
     def read(self, offset: int, nbytes: int) -> bytes:
@@ -60,14 +135,17 @@ class File:
     def read_into(self, offset: int, buffer: Array) -> None:
         """Fill a C-contiguous array with the bytes from `offset`."""
         self._bound(offset, buffer.nbytes)
-        view = memoryview(buffer.reshape(-1).view(np.uint8))
+        view = _bytes_of(buffer).data
         done = 0
         while done < len(view):
             try:
-                count = os.preadv(self._fd, [view[done:]], offset + done)
+                count = system.read(self._fd, view[done:], offset + done)
+            except InterruptedError:
+                continue
             except OSError as error:
+                reason = error.strerror if self._fd >= 0 else "the checkpoint is closed"
                 raise SourceError(
-                    f"reading failed: {error.strerror}", path=self.path, offset=offset + done
+                    f"reading failed: {reason}", path=self.path, offset=offset + done
                 ) from error
             if count == 0:
                 raise CorruptFileError(
@@ -100,17 +178,24 @@ class File:
         """Close the descriptor; harmless when repeated."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            os.close(fd)
+            system.close(fd)
+
+
+def _bytes_of(array: Array) -> NDArray[np.uint8]:
+    """The memory of a C-contiguous array, whatever its dtype."""
+    if not array.flags.c_contiguous:
+        raise ValueError("the array is not C-contiguous")
+    return array.reshape(-1).view(np.uint8)
 
 
 def crc32c(data: Array | bytes, crc: int = 0) -> int:
     """CRC-32C (Castagnoli) of bytes, continued from `crc`."""
-    return int(google_crc32c.extend(crc, data))
+    return int(google_crc32c.extend(crc, data if isinstance(data, bytes) else _bytes_of(data)))
 
 
 def crc32(data: Array | bytes, crc: int = 0) -> int:
     """CRC-32 (zip's polynomial) of bytes, continued from `crc`."""
-    return zlib.crc32(data, crc)
+    return zlib.crc32(data if isinstance(data, bytes) else _bytes_of(data).data, crc)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +208,16 @@ class Checksum:
     offset: int
     nbytes: int
 
-    def verify(self, file: File, tensor: str) -> None:
-        """Read the range once and compare; raise `ChecksumError` when it differs."""
-        buffer = np.empty(min(BLOCK, self.nbytes), np.uint8)
+    def verify(self, file: File, tensor: str, into: Array | None = None) -> None:
+        """Read the range once and compare; raise `ChecksumError` when it differs.
+
+        The bytes stay in `into`, an array of `nbytes` bytes, when it is given.
+        """
+        buffer = np.empty(min(BLOCK, self.nbytes), np.uint8) if into is None else into
         crc = 0
         for start in range(0, self.nbytes, BLOCK):
-            block = buffer[: min(BLOCK, self.nbytes - start)]
+            place = 0 if into is None else start
+            block = buffer[place : place + min(BLOCK, self.nbytes - start)]
             file.read_into(self.offset + start, block)
             crc = self.function(block, crc)
         if crc != self.expected:
@@ -168,9 +257,6 @@ class Region:
 
     def read(self, start: int, out: Array) -> None:
         """Fill the 1-D array `out` with the elements from `start` on."""
-        if self._unverified is not None:
-            self._unverified.verify(self.file, self.tensor)
-            self._unverified = None
         if start < 0 or start + out.size > self.size:
             raise LimitError(
                 "read outside a tensor's elements",
@@ -179,20 +265,46 @@ class Region:
                 expected=f"at most {self.size} elements",
                 found=f"{out.size} elements from {start}",
             )
-        self.file.read_into(self.offset + start * self.dtype.itemsize, out)
+        checksum = self._unverified
+        if checksum is None:
+            self.file.read_into(self.offset + start * self.dtype.itemsize, out)
+        elif (checksum.offset, checksum.nbytes) == (self.offset, out.nbytes):
+            # All of it is asked for: verified while it is still in the cache, read only once.
+            checksum.verify(self.file, self.tensor, out.reshape(-1).view(np.uint8))
+            self._unverified = None
+        else:
+            checksum.verify(self.file, self.tensor)
+            self._unverified = None
+            self.read(start, out)
+
+
+# ── writing ──────────────────────────────────────────────────────────────────────────────────
+
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK}
 
 
 class StagedFile:
-    """A file being written under a temporary name, in the folder of its target."""
+    """A file being written under a temporary name, in the folder of its target.
+
+    It is locked as long as it has that name: a temporary file that can be locked is a dead one.
+    """
 
     def __init__(self, target: Path) -> None:
         self.target = target
-        self.path = target.with_name(f".{target.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+        self.size = 0
         try:
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            self.path, self._fd = self._create()
         except OSError as error:
             raise TargetError(f"cannot be created: {error.strerror}", path=target) from error
-        self.size = 0
+
+    def _create(self) -> tuple[Path, int]:
+        while True:
+            path = self.target.with_name(f"{_stem(self.target)}{secrets.token_hex(8)}.tmp")
+            fd = system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            # Another run may take it for a dead one, and away, until it is locked.
+            if system.lock(fd) and os.fstat(fd).st_nlink:
+                return path, fd
+            system.close(fd)
 
     def append(self, data: Array | bytes) -> int:
         """Write at the end; the offset at which the data now starts."""
@@ -201,94 +313,326 @@ class StagedFile:
         return start
 
     def write(self, offset: int, data: Array | bytes) -> None:
-        """Write C-contiguous data at `offset`."""
+        """Write at `offset`; several threads may, each in its own range."""
         array = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data
-        view = memoryview(array.reshape(-1).view(np.uint8))
+        view = _bytes_of(np.ascontiguousarray(array)).data
         done = 0
         while done < len(view):
             try:
-                done += os.pwrite(self._fd, view[done:], offset + done)
+                done += system.write(self._fd, view[done:], offset + done)
+            except InterruptedError:
+                continue
             except OSError as error:
                 raise write_error(error, self.target) from error
         self.size = max(self.size, offset + done)
 
     def seal(self) -> None:
-        """Bring the bytes to the disk and close.  A failed fsync is final: it is never retried."""
-        fd, self._fd = self._fd, -1
+        """Bring the bytes to the disk.  A failed fsync is final: it is never repeated."""
+        with _writing(self.target):
+            system.sync(self._fd)
+
+    def put(self, path: Path) -> bool:
+        """Give it a name that must be free; whether it still has the temporary name, too.
+
+        Raises `TargetExistsError` when the name is taken.
+        """
         try:
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            system.link(self.path, path)
+        except FileExistsError as error:
+            raise _exists(path) from error
         except OSError as error:
-            raise write_error(error, self.target) from error
+            if error.errno not in _NO_LINKS:
+                raise
+            if os.path.lexists(path):  # the best that can be had without links
+                raise _exists(path) from error
+            system.rename(self.path, path)
+            return False
+        return True
+
+    def replace(self, path: Path) -> None:
+        """Give it this name instead of the temporary one, whoever has it."""
+        system.rename(self.path, path)
+
+    def is_at(self, path: Path) -> bool:
+        """Whether that name is this file."""
+        try:
+            return os.path.samestat(path.lstat(), os.fstat(self._fd))
+        except OSError:
+            return False
 
     def discard(self) -> None:
-        """Remove the temporary file; harmless when it is gone."""
+        """Remove the temporary name, if it is there, and close; harmless when repeated."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
+            _remove(self.path)
             with contextlib.suppress(OSError):
-                os.close(fd)
-        with contextlib.suppress(OSError):
-            self.path.unlink()
+                system.close(fd)
+
+
+@dataclass(frozen=True, slots=True)
+class Interim:
+    """Where new data may lie while the names of the old data are still needed.
+
+    `data` are paths that no checkpoint uses, one for each data target; `marker` is the content
+    of a marker that refers to them.
+    """
+
+    data: Sequence[Path]
+    marker: bytes
+
+
+class Publication:
+    """Files that replace their targets together, after all of them are on the disk.
+
+    The last target is the marker, which makes the others count (an index); the others are data.
+    All are in one folder.  Raises, before it makes a file, `TargetExistsError` when a target
+    exists and `overwrite` is false, and `NoSpaceError` when `nbytes` do not fit.
+
+    A process or a machine may stop at any point; a reader then finds all of the old files or
+    all of the new ones.  With new names that is a matter of order: data, then marker.  Data
+    that must take the names of the old data needs `Interim`, since two renames are not one:
+
+        step, each with fsync of the folder        names afterwards               a reader gets
+        1  link new data to the interim names      data old · marker old          old
+        2  rename the interim marker: the commit   data old · marker → interim    new
+        3  rename new data over the old            data new · marker → interim    new
+        4  rename the marker                       data new · marker → data       new
+        5  remove the interim names                data new · marker → data       new
+
+    Without hard links it stops at 2, which is as good a checkpoint under other names.
+
+    Nothing is replaced unless `overwrite` is true, not even a target that appears meanwhile.
+    Temporary files of runs that died are removed when their targets are next written to.
+    """
+
+    def __init__(
+        self, targets: Sequence[Path], *, overwrite: bool = False, nbytes: int = 0
+    ) -> None:
+        self._overwrite = overwrite
+        self._made: list[tuple[StagedFile, Path]] = []  # names to take back when it fails
+        self.files: list[StagedFile] = []
+        _sweep(targets)
+        for target in targets:
+            _check_target(target, overwrite=overwrite)
+        _check_space(targets[0], nbytes)
+        try:
+            for target in targets:
+                self.files.append(StagedFile(target))
+        except BaseException:
+            self.abort()
+            raise
+
+    def commit(
+        self,
+        *,
+        interim: Callable[[int], Interim] | None = None,
+        obsolete: Callable[[], Iterable[Path]] = tuple,
+    ) -> list[Path]:
+        """Publish; the paths of the new files, which are durable now.
+
+        `interim(1)`, `interim(2)`, ... offer places until one is free.  `obsolete` is asked
+        afterwards which files of an overwritten checkpoint are left over.
+        """
+        if not self.files:
+            return []
+        marker = self.files[-1].target
+        try:
+            with _writing(marker):
+                for staged in self.files:
+                    staged.seal()
+                with _turn(marker.parent) as folder:
+                    return self._publish(folder, interim, obsolete)
+        finally:
+            self.abort()
+
+    def abort(self) -> None:
+        """Leave nothing behind; harmless after `commit`."""
+        for staged, path in reversed(self._made):
+            if staged.is_at(path):
+                _remove(path)
+        for staged in self.files:
+            staged.discard()
+        self._made, self.files = [], []
+
+    def _publish(
+        self,
+        folder: int,
+        interim: Callable[[int], Interim] | None,
+        obsolete: Callable[[], Iterable[Path]],
+    ) -> list[Path]:
+        *data, marker = self.files
+        paths = [staged.target for staged in data]
+        taken = any(os.path.lexists(path) for path in paths)
+        if interim and self._overwrite and taken:
+            paths = self._detour(folder, interim)
+        else:
+            self._move(folder, data)
+            self._move(folder, [marker])
+        self._made = []
+        if self._overwrite:
+            keep = {*paths, marker.target}
+            for path in obsolete():
+                if path not in keep:
+                    _remove(path)
+        return [*paths, marker.target]
+
+    def _move(self, folder: int, files: Sequence[StagedFile]) -> None:
+        """Give files the names of their targets, for good."""
+        for staged in files:
+            new = not os.path.lexists(staged.target)
+            if self._overwrite:
+                staged.replace(staged.target)
+            else:
+                staged.put(staged.target)
+            if new:
+                self._made.append((staged, staged.target))
+        if files:
+            _sync_names(folder)
+
+    def _detour(self, folder: int, offer: Callable[[int], Interim]) -> list[Path]:
+        """Steps 1 to 5; the paths of the data."""
+        *data, marker = self.files
+        interim = next(plan for plan in map(offer, itertools.count(1)) if _is_free(plan.data))
+        staged = StagedFile(marker.target)
+        self.files.append(staged)
+        staged.write(0, interim.marker)
+        staged.seal()
+        links = True
+        for new, path in zip(data, interim.data, strict=True):
+            self._made.append((new, path))
+            links &= new.put(path)
+        _sync_names(folder)
+        self._replace_marker(staged)
+        _sync_names(folder)
+        if not links:
+            for new in data:
+                _remove(new.target)
+            return list(interim.data)
+        for new in data:
+            new.replace(new.target)
+        _sync_names(folder)
+        marker.replace(marker.target)
+        _sync_names(folder)
+        for path in interim.data:
+            _remove(path)
+        return [new.target for new in data]
+
+    def _replace_marker(self, staged: StagedFile) -> None:
+        """From here on the data that was put in place is in use, whatever happens."""
+        made, self._made = self._made, []  # before the rename: a signal may come right after it
+        try:
+            staged.replace(staged.target)
+        except OSError:
+            self._made = made
+            raise
 
 
 def write_error(error: OSError, path: Path) -> TargetError:
     """The typed error for an operating system's refusal to write."""
-    import errno
-
     kind = NoSpaceError if error.errno in {errno.ENOSPC, errno.EDQUOT} else TargetError
     return kind(f"writing failed: {error.strerror}", path=path)
 
 
-class Publication:
-    """Files that replace their targets together: all staged, all synced, then renamed in order.
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise write_error(error, path) from error
 
-    The last target is the one that makes the others visible (an index); it is renamed last.
-    Raises `TargetExistsError` at once when a target exists and `overwrite` is false.
-    """
 
-    def __init__(self, targets: Sequence[Path], *, overwrite: bool = False) -> None:
-        self._overwrite = overwrite
-        for target in targets:
-            if not overwrite and target.exists():
-                raise TargetExistsError(
-                    "the target exists", path=target, hint="choose another name, or --overwrite"
-                )
-        self.files: list[StagedFile] = []
-        try:
-            for target in targets:
-                self.files.append(StagedFile(target))
-        except TargetError:
-            self.abort()
+@contextlib.contextmanager
+def _turn(folder: Path) -> Iterator[int]:
+    """A descriptor of the folder, locked: publications in one folder take turns."""
+    fd = system.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while not system.lock(fd):
+            if time.monotonic() > deadline:
+                raise TargetError("another process does not stop publishing here", path=folder)
+            time.sleep(0.01)
+        yield fd
+    finally:
+        system.close(fd)
+
+
+def _sync_names(folder: int) -> None:
+    try:
+        system.sync(folder)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that cannot sync a folder
             raise
 
-    def commit(self) -> None:
-        """Sync every file and its folder, then rename; afterwards the targets are durable."""
-        for staged in self.files:
-            staged.seal()
-        for staged in self.files:
-            try:
-                staged.path.replace(staged.target)
-            except OSError as error:
-                raise write_error(error, staged.target) from error
-        for folder in {staged.target.parent for staged in self.files}:
-            sync_folder(folder)
-        self.files = []
 
-    def abort(self) -> None:
-        """Leave nothing behind."""
-        for staged in self.files:
-            staged.discard()
-        self.files = []
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        system.unlink(path)
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _is_free(paths: Iterable[Path]) -> bool:
+    return not any(os.path.lexists(path) for path in paths)
+
+
+def _exists(path: Path) -> TargetExistsError:
+    return TargetExistsError(
+        "the target exists", path=path, hint="choose another name, or --overwrite"
+    )
+
+
+def _check_target(path: Path, *, overwrite: bool) -> None:
+    if path.is_dir():
+        raise TargetExistsError("the target is a folder", path=path)
+    if not overwrite and os.path.lexists(path):
+        raise _exists(path)
+
+
+def _check_space(target: Path, nbytes: int) -> None:
+    """Raise `NoSpaceError` rather than find out after an hour of writing."""
     try:
-        os.fsync(fd)
+        free = system.free(target.parent)
     except OSError as error:
-        raise write_error(error, folder) from error
-    finally:
-        os.close(fd)
+        raise TargetError(f"cannot be created: {error.strerror}", path=target) from error
+    if free is not None and nbytes > free:
+        raise NoSpaceError(
+            "there is not enough space on the disk",
+            path=target,
+            expected=f"{nbytes} bytes",
+            found=f"{free} bytes",
+        )
+
+
+def _stem(target: Path) -> str:
+    """What the names of a target's temporary files start with; 200 of the 255 bytes allowed."""
+    return f".{os.fsdecode(os.fsencode(target.name)[:200])}."
+
+
+def _sweep(targets: Sequence[Path]) -> None:
+    """Remove what runs that died have left for these targets."""
+    folder, finished = targets[0].parent, os.path.lexists(targets[-1])
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - names are all that is needed
+    except OSError:
+        return
+    for target in targets:
+        pattern = re.compile(re.escape(_stem(target)) + r"[0-9a-f]{16}\.tmp")
+        for path in (folder / name for name in names if pattern.fullmatch(name)):
+            with contextlib.suppress(OSError), _dead(path):
+                # Data linked to its place, but never a marker: the run died in between.
+                if not finished and target.exists() and path.samefile(target):
+                    system.unlink(target)
+                system.unlink(path)
+
+
+@contextlib.contextmanager
+def _dead(path: Path) -> Iterator[None]:
+    """Hold the lock of a temporary file; `OSError` when its writer lives or cannot be told dead."""
+    with contextlib.ExitStack() as stack:
+        first, second = (system.open(path, os.O_RDWR | os.O_NOFOLLOW) for _ in range(2))
+        stack.callback(system.close, first)
+        stack.callback(system.close, second)
+        # A second lock that succeeds, too, shows that this file system's locks mean nothing.
+        if not system.lock(first) or system.lock(second):
+            raise BlockingIOError(errno.EWOULDBLOCK, "in use")
+        if not os.path.samestat(os.fstat(first), path.lstat()):
+            raise FileNotFoundError(errno.ENOENT, "gone")
+        yield
