@@ -1,0 +1,415 @@
+"""Zip archives: a strict directory of members read in place, and a writer that knows its layout.
+
+https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT (sections 4.3 to 4.5)
+
+    ┌ for each member ──────────────────────────────────────────────┐
+    │ PK 3 4  flags method crc sizes │ name │ extra (padding) │ data │   local header, 30 bytes + …
+    └────────────────────────────────────────────────────────────────┘
+    PK 1 2  flags method crc sizes … offset │ name │ extra │ comment     central directory, 46 + …
+    PK 6 6  counts, size and offset in 64 bits                           zip64 end record, 56
+    PK 6 7  where the zip64 end record is                                zip64 locator, 20
+    PK 5 6  counts, size and offset of the central directory             end record, 22 + comment
+
+Two readers that disagree about an archive are how scanners are fooled, so wherever readers could
+differ (a name or flag that differs between the two headers, duplicates, overlaps, something after
+the end) the archive is refused.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.errors import CorruptFileError, LimitError, TargetError, UnsupportedError
+from converter.files import Checksum, File, StagedFile, crc32
+
+MAX_MEMBERS = 65_536
+MAX_DIRECTORY = 100_000_000  # bytes, as safetensors bounds its header
+MAX_INFLATED = 64 << 20  # bytes of one compressed member
+MAX_RATIO = 1000  # of a compressed member's size to its stored size
+ALIGNMENT = 64  # bytes; what a reader that maps the file expects of tensor data
+
+STORED, DEFLATED = 0, 8
+_LOCAL = struct.Struct("<4s5H3I2H")
+_CENTRAL = struct.Struct("<4s6H3I5H2I")
+_END64 = struct.Struct("<4sQ2H2I4Q")
+_LOCATOR = struct.Struct("<4sIQI")
+_END = struct.Struct("<4s4H2IH")
+_FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF  # "see the zip64 record"
+_ENCRYPTED, _DESCRIPTOR, _UTF8 = 0x2041, 0x0008, 0x0800
+_ZIP64, _PADDING = 0x0001, 0x4246  # ids of extra fields; the second reads "FB", as torch pads
+_DATE = 0x0021  # 1980-01-01: the same input must give the same bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file in the archive: its data lie in [offset, offset + stored) of the archive's file."""
+
+    name: str
+    method: int
+    offset: int
+    stored: int
+    size: int
+    crc: int  # of the uncompressed data; 0 may also mean that it was not computed
+    header: int  # offset of the local header
+
+    @property
+    def checksum(self) -> Checksum | None:
+        """What proves the data, where they are not compressed and a checksum is known."""
+        if self.method != STORED or not self.crc:
+            return None
+        return Checksum("zip crc32", crc32, self.crc, self.offset, self.stored)
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class _End(NamedTuple):
+    """What the end records say; `limit` is where the central directory has to end."""
+
+    members: int
+    nbytes: int
+    offset: int
+    limit: int
+
+
+def members(file: File, start: int = 0, stop: int | None = None) -> dict[str, Member]:
+    """List the members of the archive in [start, stop) of a file, in the order of its directory.
+
+    Raises `CorruptFileError`, `UnsupportedError` (encrypted, several disks) or `LimitError`.
+    """
+    stop = file.size if stop is None else stop
+    end = _end(file, start, stop)
+    if end.members > MAX_MEMBERS or end.nbytes > MAX_DIRECTORY:
+        raise LimitError(
+            "too large a zip directory",
+            path=file.path,
+            expected=f"at most {MAX_MEMBERS} members in {MAX_DIRECTORY} bytes",
+            found=f"{end.members} members in {end.nbytes} bytes",
+        )
+    if start + end.offset + end.nbytes != end.limit:
+        raise _corrupt(
+            file,
+            end.limit,
+            "the zip directory is not where its end record says",
+            hint="bytes were cut out or put in; a broken download is the usual cause",
+        )
+    found: dict[str, Member] = {}
+    for member in _directory(file, start, end):
+        if member.name in found:
+            raise _corrupt(file, member.header, f"two zip members are named {member.name!r}")
+        found[member.name] = member
+    _check_apart(file, found.values(), start + end.offset)
+    return found
+
+
+def read(file: File, member: Member, limit: int) -> bytes:
+    """All of a small member, inflated and checked.  Raises `LimitError` above `limit` bytes."""
+    limit = limit if member.method == STORED else min(limit, MAX_INFLATED)
+    if member.size > limit or member.size > MAX_RATIO * max(member.stored, 1):
+        raise LimitError(
+            f"the zip member {member.name!r} is too large to be read at once",
+            path=file.path,
+            offset=member.offset,
+            expected=f"at most {limit} bytes, and {MAX_RATIO} times its stored size",
+            found=f"{member.size} bytes, {member.stored} of them stored",
+        )
+    data = file.read(member.offset, member.stored)
+    if member.method == DEFLATED:
+        data = _inflate(file, member, data)
+    if member.crc and crc32(data) != member.crc:
+        raise _corrupt(file, member.offset, f"the checksum of {member.name!r} does not match")
+    return data
+
+
+def _inflate(file: File, member: Member, data: bytes) -> bytes:
+    """One byte more than announced is enough to know that the announcement was wrong."""
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        out = inflater.decompress(data, member.size + 1)
+    except zlib.error as error:
+        raise _corrupt(file, member.offset, f"{member.name!r} does not inflate: {error}") from error
+    if len(out) != member.size or not inflater.eof or inflater.unused_data:
+        raise _corrupt(file, member.offset, f"{member.name!r} inflates to another size")
+    return out
+
+
+def _end(file: File, start: int, stop: int) -> _End:
+    """Find the end record: the last one, which has to end exactly where the archive does."""
+    reach = max(start, stop - _END.size - _FULL16)
+    tail = file.read(reach, stop - reach)
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or len(tail) - at < _END.size:
+        raise _corrupt(
+            file, stop, "the end of the zip archive is missing", hint="the file was cut short"
+        )
+    _, disk, disk_start, here, count, nbytes, offset, comment = _END.unpack_from(tail, at)
+    if at + _END.size + comment != len(tail):
+        raise _corrupt(file, reach + at, "there are bytes after the end of the zip archive")
+    if (disk, disk_start, here) != (0, 0, count):
+        raise UnsupportedError("a zip archive in several pieces", path=file.path)
+    plain = _End(count, nbytes, offset, reach + at)
+    return _end64(file, start, plain) or plain
+
+
+def _end64(file: File, start: int, plain: _End) -> _End | None:
+    """Find the zip64 end record, if there is one; the plain one must agree with it."""
+    locator = plain.limit - _LOCATOR.size
+    if locator < start or file.read(locator, 4) != b"PK\x06\x07":
+        return None
+    _, disk, offset, disks = _LOCATOR.unpack(file.read(locator, _LOCATOR.size))
+    limit = start + offset
+    if limit + _END64.size > locator or file.read(limit, 4) != b"PK\x06\x06":
+        raise _corrupt(file, locator, "the zip64 end record is not where its locator says")
+    _, nbytes, _, _, *rest = _END64.unpack(file.read(limit, _END64.size))
+    number, disk_start, here, count, directory, directory_offset = rest
+    if limit + 12 + nbytes != locator:
+        raise _corrupt(file, limit, "the zip64 end record has a wrong size")
+    if (disk, number, disk_start, here) != (0, 0, 0, count) or disks > 1:
+        raise UnsupportedError("a zip archive in several pieces", path=file.path)
+    wide = _End(count, directory, directory_offset, limit)
+    for low, high, full in zip(plain, wide, (_FULL16, _FULL32, _FULL32), strict=False):
+        if low not in (high, full):
+            raise _corrupt(file, plain.limit, "the two end records of the zip disagree")
+    return wide
+
+
+def _directory(file: File, start: int, end: _End) -> Iterator[Member]:
+    data = file.read(start + end.offset, end.nbytes)
+    at = 0
+    for _ in range(end.members):
+        if at + _CENTRAL.size > end.nbytes or not data.startswith(b"PK\x01\x02", at):
+            raise _corrupt(file, start + end.offset + at, "the zip directory ends early")
+        entry = _CENTRAL.unpack_from(data, at)
+        flags, method, crc, stored, size = entry[3], entry[4], *entry[7:10]
+        name_size, extra_size, comment_size, disk, offset = *entry[10:14], entry[16]
+        name_at = at + _CENTRAL.size
+        extra_at = name_at + name_size
+        next_at = extra_at + extra_size + comment_size
+        if next_at > end.nbytes:
+            raise _corrupt(file, start + end.offset + at, "the zip directory ends early")
+        if disk:
+            raise UnsupportedError("a zip archive in several pieces", path=file.path)
+        raw = data[name_at:extra_at]
+        extra = data[extra_at : extra_at + extra_size]
+        size, stored, offset = _wide(file, extra, (size, stored, offset))
+        central = _Central(raw, flags, method, crc, stored, size, start + offset)
+        yield _member(file, central)
+        at = next_at
+    if at != end.nbytes:
+        raise _corrupt(file, start + end.offset + at, "the zip directory has bytes too many")
+
+
+def _wide(file: File, extra: bytes, values: tuple[int, ...]) -> tuple[int, ...]:
+    """Sizes and offset, those that say so taken from the zip64 extra field, in this order."""
+    if _FULL32 not in values:
+        return values
+    field = b""
+    at = 0
+    while at + 4 <= len(extra):
+        kind, size = struct.unpack_from("<HH", extra, at)
+        if kind == _ZIP64:
+            field = extra[at + 4 : at + 4 + size]
+            break
+        at += 4 + size
+    need = values.count(_FULL32)
+    if len(field) < 8 * need:
+        raise _corrupt(file, None, "a zip64 field is missing")
+    numbers = iter(struct.unpack_from(f"<{need}Q", field))
+    return tuple(next(numbers) if value == _FULL32 else value for value in values)
+
+
+class _Central(NamedTuple):
+    """An entry of the central directory."""
+
+    name: bytes
+    flags: int
+    method: int
+    crc: int
+    stored: int
+    size: int
+    header: int
+
+
+def _member(file: File, entry: _Central) -> Member:
+    """Check an entry of the directory against the local header that it points to."""
+    local = file.read(entry.header, _LOCAL.size)
+    signature, _, flags, method, _, _, crc, *sizes, name_size, extra_size = _LOCAL.unpack(local)
+    if signature != b"PK\x03\x04":
+        raise _corrupt(file, entry.header, "the zip directory points at something else")
+    rest = file.read(entry.header + _LOCAL.size, name_size + extra_size)
+    if (rest[:name_size], method) != (entry.name, entry.method):
+        raise _corrupt(file, entry.header, "a zip member has two names, or two methods")
+    stored, size = sizes
+    if _FULL32 in sizes:
+        size, stored = _wide(file, rest[name_size:], (size, stored))
+    later = flags & _DESCRIPTOR  # then crc and sizes follow the data, and may be 0 here
+    for here, there in ((crc, entry.crc), (stored, entry.stored), (size, entry.size)):
+        if here != there and not (later and here == 0):
+            raise _corrupt(file, entry.header, "the two headers of a zip member disagree")
+    _check_method(file, entry, flags)
+    offset = entry.header + len(local) + len(rest)
+    name = _name(file, entry)
+    return Member(name, method, offset, entry.stored, entry.size, entry.crc, entry.header)
+
+
+def _check_method(file: File, entry: _Central, flags: int) -> None:
+    if entry.method == STORED and entry.stored != entry.size:
+        raise _corrupt(file, entry.header, "an uncompressed zip member has two sizes")
+    problem = ""
+    if (entry.flags | flags) & _ENCRYPTED:
+        problem = "is marked as encrypted"
+    elif entry.method not in (STORED, DEFLATED):
+        problem = f"uses compression method {entry.method}"
+    if problem:
+        raise UnsupportedError(f"a zip member {problem}", path=file.path, offset=entry.header)
+
+
+def _name(file: File, entry: _Central) -> str:
+    try:
+        name = entry.name.decode("utf-8" if entry.flags & _UTF8 else "cp437")
+    except UnicodeDecodeError as error:
+        raise _corrupt(file, entry.header, "the name of a zip member is not UTF-8") from error
+    if not name or "\0" in name:
+        raise _corrupt(file, entry.header, "the name of a zip member is empty or has a NUL")
+    return name
+
+
+def _check_apart(file: File, found: Iterable[Member], directory: int) -> None:
+    """No two members may share a byte, nor reach into the directory."""
+    ranges = [(member.header, member.offset + member.stored) for member in found]
+    for (_, stop), (start, _) in pairwise([*sorted(ranges), (directory, directory)]):
+        if stop > start:
+            raise _corrupt(file, start, "zip members overlap")
+
+
+def _corrupt(file: File, offset: int | None, message: str, *, hint: str = "") -> CorruptFileError:
+    return CorruptFileError(message, path=file.path, offset=offset, hint=hint)
+
+
+# ── writing ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Slot(NamedTuple):
+    """Where a member goes: its header without the checksum, and its data."""
+
+    name: bytes
+    header: int
+    offset: int
+    nbytes: int
+    wide: bool
+
+
+class ZipWriter:
+    """An archive of uncompressed members whose sizes are known before the first byte.
+
+    All offsets are computed at once, so members can be written in any order; a member's local
+    header is written after its data, when the checksum is known.  `limit` is the first size or
+    offset that needs zip64; tests make it small.
+    """
+
+    def __init__(
+        self, staged: StagedFile, sizes: Mapping[str, int], *, limit: int = _FULL32
+    ) -> None:
+        self._staged = staged
+        self._limit = limit
+        self._slots: dict[str, _Slot] = {}
+        self.crcs: dict[str, int] = {}  # of the members written so far
+        self._end = 0
+        for name, nbytes in sizes.items():
+            slot = self._slot(name.encode(), nbytes)
+            self._slots[name] = slot
+            self._end = slot.offset + nbytes
+
+    def _slot(self, name: bytes, nbytes: int) -> _Slot:
+        wide = nbytes >= self._limit
+        unpadded = self._end + _LOCAL.size + len(name) + (20 if wide else 0)
+        padding = -unpadded % ALIGNMENT
+        if 0 < padding < 4:  # an extra field has a header of 4 bytes  # noqa: PLR2004
+            padding += ALIGNMENT
+        return _Slot(name, self._end, unpadded + padding, nbytes, wide)
+
+    def write(self, name: str, chunks: Iterable[NDArray[Any] | bytes]) -> None:
+        """Write a member as consecutive chunks; `TargetError` when their sum is not its size."""
+        slot = self._slots[name]
+        crc = done = 0
+        for chunk in chunks:
+            data = raw(chunk)
+            if done + data.nbytes <= slot.nbytes:
+                self._staged.write(slot.offset + done, data)
+                crc = crc32(data, crc)
+            done += data.nbytes
+        if done != slot.nbytes:
+            raise TargetError(
+                "a tensor came in another size than announced",
+                path=self._staged.target,
+                expected=f"{slot.nbytes} bytes",
+                found=f"{done} bytes",
+            )
+        self._staged.write(slot.header, self._local(slot, crc))
+        self.crcs[name] = crc
+
+    def finish(self) -> None:
+        """Write the central directory; `TargetError` when a member was never written."""
+        missing = [name for name in self._slots if name not in self.crcs]
+        if missing:
+            raise TargetError(
+                f"{len(missing)} announced tensors were never written",
+                path=self._staged.target,
+                found=", ".join(missing[:5]),
+            )
+        entries = [self._central(slot, self.crcs[name]) for name, slot in self._slots.items()]
+        directory = b"".join(entries)
+        self._staged.write(self._end, directory + self._ends(len(entries), len(directory)))
+
+    def _local(self, slot: _Slot, crc: int) -> bytes:
+        extra = struct.pack("<HHQQ", _ZIP64, 16, slot.nbytes, slot.nbytes) if slot.wide else b""
+        padding = slot.offset - slot.header - _LOCAL.size - len(slot.name) - len(extra)
+        if padding:
+            extra += struct.pack("<HH", _PADDING, padding - 4) + b"Z" * (padding - 4)
+        head = _LOCAL.pack(b"PK\x03\x04", *self._facts(slot, crc), len(slot.name), len(extra))
+        return head + slot.name + extra
+
+    def _central(self, slot: _Slot, crc: int) -> bytes:
+        wide = [slot.nbytes] * 2 if slot.wide else []
+        offset = slot.header
+        if offset >= self._limit:
+            wide, offset = [*wide, offset], _FULL32
+        extra = struct.pack(f"<HH{len(wide)}Q", _ZIP64, 8 * len(wide), *wide) if wide else b""
+        facts = self._facts(slot, crc, wide=bool(wide))
+        sizes = (len(slot.name), len(extra), 0, 0, 0, 0, offset)
+        return _CENTRAL.pack(b"PK\x01\x02", 45, *facts, *sizes) + slot.name + extra
+
+    @staticmethod
+    def _facts(slot: _Slot, crc: int, *, wide: bool = False) -> tuple[int, ...]:
+        """List what both headers of a member say: version needed to sizes."""
+        version = 45 if slot.wide or wide else 20
+        nbytes = _FULL32 if slot.wide else slot.nbytes
+        flags = 0 if slot.name.isascii() else _UTF8
+        return (version, flags, STORED, 0, _DATE, crc, nbytes, nbytes)
+
+    def _ends(self, count: int, nbytes: int) -> bytes:
+        offset = self._end
+        wide = count >= _FULL16 or max(nbytes, offset) >= self._limit
+        plain = (min(count, _FULL16), min(nbytes, _FULL32), min(offset, _FULL32))
+        end = _END.pack(b"PK\x05\x06", 0, 0, plain[0], *plain, 0)
+        if not wide:
+            return end
+        records = _END64.pack(
+            b"PK\x06\x06", _END64.size - 12, 45, 45, 0, 0, count, count, nbytes, offset
+        )
+        return records + _LOCATOR.pack(b"PK\x06\x07", 0, offset + nbytes, 1) + end
+
+
+def raw(chunk: NDArray[Any] | bytes) -> NDArray[np.uint8]:
+    """View the bytes of a C-contiguous chunk as an array that every buffer function takes."""
+    if isinstance(chunk, bytes):
+        return np.frombuffer(chunk, np.uint8)
+    return chunk.reshape(-1).view(np.uint8)
