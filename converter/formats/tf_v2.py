@@ -1,0 +1,459 @@
+"""TensorFlow V2 checkpoints (TensorBundle).
+
+https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/util/tensor_bundle/tensor_bundle.h
+
+    PREFIX.index                   a sorted string table (see _sstable.py)
+        ""                         BundleHeaderProto: number of shards, byte order, version
+        name                       BundleEntryProto: dtype, shape, shard, offset, size, crc32c …
+                                   … or dtype, full shape and slices
+        ordered code (see _tf.py)  BundleEntryProto of one slice
+    PREFIX.data-SSSSS-of-NNNNN     values in C order, unaligned, wherever the entries say
+
+    strings                        varint lengths; masked crc32c of them; bytes back to back
+
+A stored crc32c is masked, and is of the bytes as they are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from converter.errors import (
+    ChecksumError,
+    CorruptFileError,
+    NotFoundError,
+    TargetError,
+    context,
+)
+from converter.files import Checksum, File, Publication, Region, crc32c
+from converter.formats import Probe, _tf
+from converter.formats._protobuf import (
+    FIXED32,
+    LENGTH,
+    VARINT,
+    fields,
+    message,
+    number,
+    read_varint,
+    signed,
+    varint,
+)
+from converter.formats._sstable import Table, TableWriter, mask, unmask
+from converter.formats._tf import (
+    DTYPES,
+    NUMBERS,
+    Part,
+    Slice,
+    assembled,
+    box_of,
+    check_complete,
+    check_held,
+    check_room,
+    check_strings,
+    check_version,
+    decoded_name,
+    in_memory_order,
+    is_slice_key,
+    read_shape,
+    read_slice,
+    shape_bytes,
+    slice_key,
+    unheld,
+)
+from converter.formats._tf_paths import claims, located
+from converter.layout import Computed, Elementwise, View
+from converter.tensors import STRING, Checkpoint, Tensor, TensorSpec
+
+Array = NDArray[Any]
+ByteOrder = Literal["little", "big"]
+BIG_ENDIAN = 1
+DAMAGED = "the data is damaged, or of another step than the index; get both again"
+
+
+def recognise(probe: Probe) -> bool:
+    """Whether the path is, or belongs to, a V2 checkpoint."""
+    return claims(probe.path, 2)
+
+
+def open(path: Path) -> Checkpoint:  # noqa: A001 - the contract of a format
+    """Read the index; values are read from the shards when asked for.
+
+    Raises `NotFoundError`, `CorruptFileError`, `ChecksumError`, `UnsupportedError`, `LimitError`.
+    """
+    index = located(path).paths[0]
+    bundle = _Bundle(index)
+    tensors: dict[str, Tensor] = {}
+    unsupported: dict[str, str] = {}
+    with context(path=index):
+        for key, entry in bundle.entries.items():
+            if key in bundle.slices:
+                continue
+            name, reason = decoded_name(key)
+            if is_slice_key(key):
+                reason = "a slice of a tensor that is not in the index"
+            if not reason and entry.dtype not in DTYPES:
+                reason = unheld(entry.dtype)
+            if reason:
+                unsupported[name] = reason
+                continue
+            with context(tensor=name):
+                tensors[name] = Tensor(bundle.view(name, key, entry))
+    return Checkpoint(
+        tensors, "tf-v2", index.with_suffix(""), unsupported=unsupported, on_close=bundle.close
+    )
+
+
+# ── the index ────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A BundleEntryProto."""
+
+    dtype: int
+    shape: tuple[int, ...]
+    shard: int
+    offset: int
+    size: int
+    crc: int
+    slices: tuple[Slice, ...]
+
+
+def _read_entry(data: bytes) -> _Entry:
+    numbers = dict.fromkeys((1, 3, 4, 5), 0)
+    shape: tuple[int, ...] = ()
+    crc = 0
+    slices: list[Slice] = []
+    for tag, value, start, stop in fields(data, 0, len(data)):
+        field, wire = tag >> 3, tag & 7
+        if wire == VARINT and field in numbers:
+            numbers[field] = signed(value)
+        elif tag == 2 << 3 | LENGTH:
+            shape = read_shape(data, start, stop)
+        elif tag == 6 << 3 | FIXED32:
+            crc = unmask(value)
+        elif tag == 7 << 3 | LENGTH:
+            slices.append(read_slice(data, start, stop))
+    return _Entry(numbers[1], shape, numbers[3], numbers[4], numbers[5], crc, tuple(slices))
+
+
+class _Shard(File):
+    """A data file whose size is known at once, and that is opened by its first read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = -1
+        self._closed = False
+        try:
+            self._stat = path.stat()
+        except OSError as error:
+            raise NotFoundError(
+                f"a data file of the checkpoint is missing: {error.strerror}",
+                path=path,
+                hint="the index and all data files belong together",
+            ) from error
+        self.size = self._stat.st_size
+
+    def read_into(self, offset: int, buffer: Array) -> None:
+        if self._fd < 0 and not self._closed:
+            known = self._stat
+            super().__init__(self.path)
+            self._stat = known
+            self.check_unchanged()
+        super().read_into(offset, buffer)
+
+    def check_unchanged(self) -> None:
+        if self._fd >= 0:
+            super().check_unchanged()
+
+    def close(self) -> None:
+        self._closed = True
+        super().close()
+
+
+class _Bundle:
+    """The index of a checkpoint in memory, and its data files."""
+
+    def __init__(self, index: Path) -> None:
+        self.index = index
+        self.entries: dict[bytes, _Entry] = {}
+        self.slices: set[bytes] = set()  # keys of entries that are slices of another
+        self._files: dict[int, _Shard] = {}
+        self.shards = 0
+        self.order: Literal["<", ">"] = "<"
+        file = File(index)
+        try:
+            with context(path=index):
+                self._read(Table(file))
+        finally:
+            file.close()
+
+    def _read(self, table: Table) -> None:
+        header = False
+        for key, value in table.entries():
+            if not key:
+                header = True
+                self._read_header(value)
+                continue
+            with context(tensor=key.decode(errors="backslashreplace")):
+                entry = self.entries[key] = _read_entry(value)
+            self.slices.update(slice_key(key, cut) for cut in entry.slices)
+        if not header:
+            raise CorruptFileError("the index has no header entry")
+
+    def _read_header(self, data: bytes) -> None:
+        for tag, value, start, stop in fields(data, 0, len(data)):
+            if tag == 1 << 3 | VARINT:
+                self.shards = signed(value)
+            elif tag == 2 << 3 | VARINT:
+                self.order = ">" if value == BIG_ENDIAN else "<"
+            elif tag == 3 << 3 | LENGTH:
+                check_version(data, start, stop)
+
+    def close(self) -> None:
+        for file in self._files.values():
+            file.close()
+
+    def view(self, name: str, key: bytes, entry: _Entry) -> View:
+        """The tensor of an entry, assembled when it is stored in slices."""
+        if not entry.slices:
+            return self._stored(name, entry)
+        parts = []
+        for cut in entry.slices:
+            box = box_of(cut, entry.shape)
+            stored = self.entries.get(slice_key(key, cut))
+            if stored is None:
+                raise CorruptFileError("a slice of the tensor is not in the index", expected=box)
+            expected = entry.dtype, tuple(stop - start for start, stop in box)
+            if (stored.dtype, stored.shape) != expected or stored.slices:
+                raise CorruptFileError(
+                    "a slice differs from what its tensor says",
+                    expected="dtype {}, shape {}".format(*expected),
+                    found=f"dtype {stored.dtype}, shape {stored.shape}",
+                )
+            parts.append(Part(box, self._stored(name, stored)))
+        return assembled(entry.shape, DTYPES[entry.dtype], parts)
+
+    def _stored(self, name: str, entry: _Entry) -> View:
+        """The tensor in one run of a data file."""
+        file = self._file(entry)
+        dtype = DTYPES[entry.dtype]
+        spec = TensorSpec(entry.shape, dtype)
+        if dtype == STRING:
+            return View.over(self._strings(name, file, entry, spec.size), entry.shape)
+        if entry.size != spec.nbytes:
+            raise CorruptFileError(
+                "the stored size does not fit the shape",
+                expected=f"{spec.nbytes} bytes for {spec}",
+                found=f"{entry.size} bytes",
+            )
+        checksum = Checksum("tensor", crc32c, entry.crc, entry.offset, entry.size)
+        bits = dtype if dtype.isbuiltin == 1 else np.dtype(f"u{dtype.itemsize}")
+        stored = dtype if self.order == "<" else bits.newbyteorder(self.order)
+        region = Region(file, entry.offset, stored, spec.size, tensor=name, checksum=checksum)
+        view = View.over(region, entry.shape)
+        if dtype in (stored, bits):
+            return view.astype(dtype)
+        # NumPy cannot swap bytes of dtypes that are not its own.
+        swapped = Elementwise(view.astype(bits), lambda block: block.view(dtype), dtype)
+        return View.over(swapped, entry.shape)
+
+    def _file(self, entry: _Entry) -> _Shard:
+        """The data file of an entry, checked to hold its range."""
+        file = self._files.get(entry.shard)
+        if file is None:
+            if not 0 <= entry.shard < self.shards:
+                raise CorruptFileError(
+                    "an entry lies in a data file that does not exist",
+                    expected=f"one of {self.shards}",
+                    found=entry.shard,
+                )
+            suffix = f".data-{entry.shard:05}-of-{self.shards:05}"
+            file = _Shard(self.index.with_suffix(suffix))
+            self._files[entry.shard] = file
+        if min(entry.offset, entry.size) < 0 or entry.offset + entry.size > file.size:
+            raise CorruptFileError(
+                "the data file is shorter than the index says",
+                path=file.path,
+                offset=entry.offset,
+                expected=f"at least {entry.offset + entry.size} bytes",
+                found=f"{file.size} bytes",
+                hint="a broken download is the usual cause",
+            )
+        return file
+
+    def _strings(self, name: str, file: File, entry: _Entry, count: int) -> Computed:
+        if entry.size < count + 4:
+            raise CorruptFileError(
+                "the stored size does not fit the shape",
+                expected=f"at least {count + 4} bytes for {count} strings",
+                found=f"{entry.size} bytes",
+            )
+
+        def compute() -> Array:
+            with context(path=file.path, tensor=name):
+                stored = file.read(entry.offset, entry.size)
+                order: ByteOrder = "big" if self.order == ">" else "little"
+                return _decode_strings(stored, count, entry, order)
+
+        return Computed(count, STRING, compute)
+
+
+# ── strings ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def _counted(lengths: Iterable[int], order: ByteOrder = "little") -> bytes:
+    """Lengths as they enter the checksum: 32 bits each, or 64 when they need it."""
+    return b"".join(length.to_bytes(8 if length >> 32 else 4, order) for length in lengths)
+
+
+def _decode_strings(stored: bytes, count: int, entry: _Entry, order: ByteOrder) -> Array:
+    """The strings of an entry as an array of `bytes`; both checksums are verified."""
+    lengths = []
+    at = 0
+    for _ in range(count):
+        length, at = read_varint(stored, at, len(stored))
+        lengths.append(length)
+    crc = crc32c(_counted(lengths, order))
+    _check("lengths", entry, mask(crc), int.from_bytes(stored[at : at + 4], order))
+    _check("tensor", entry, crc32c(stored[at:], crc), entry.crc)
+    start = at + 4
+    if start + sum(lengths) != len(stored):
+        raise CorruptFileError(
+            "strings do not fill their place",
+            offset=entry.offset,
+            expected=f"{entry.size} bytes",
+            found=f"{start + sum(lengths)} bytes",
+        )
+    array = np.empty(count, STRING)
+    for position, length in enumerate(lengths):
+        array[position] = stored[start : start + length]
+        start += length
+    return array
+
+
+def _check(what: str, entry: _Entry, found: int, expected: int) -> None:
+    if found != expected:
+        raise ChecksumError(
+            f"the {what} checksum does not match",
+            offset=entry.offset,
+            expected=f"{expected:#010x}",
+            found=f"{found:#010x}",
+            hint=DAMAGED,
+        )
+
+
+def _encode_strings(strings: Sequence[bytes]) -> tuple[bytes, int]:
+    """The stored form of strings, and its checksum."""
+    lengths = [len(string) for string in strings]
+    crc = crc32c(_counted(lengths))
+    rest = mask(crc).to_bytes(4, "little") + b"".join(strings)
+    return b"".join(map(varint, lengths)) + rest, crc32c(rest, crc)
+
+
+# ── writing ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def problem(name: str, spec: TensorSpec) -> str:
+    """Why a tensor cannot be held, "" when it can."""
+    return _tf.problem(name, spec, NUMBERS)
+
+
+def create(
+    path: Path,
+    specs: Mapping[str, TensorSpec],
+    *,
+    metadata: Mapping[str, str],  # noqa: ARG001 - the format has no room for it
+    ties: Sequence[Sequence[str]],  # noqa: ARG001 - likewise: every name is stored by itself
+    overwrite: bool,
+) -> _Sink:
+    """A bundle of one shard under the prefix `path`.
+
+    Raises `UnrepresentableError`, `TargetExistsError`, `TargetError`.
+    """
+    check_held(path, specs, problem)
+    return _Sink(path, specs, overwrite=overwrite)
+
+
+class _Sink:
+    """Numbers go to the places that their specs give them, strings behind them at the end.
+
+    So the bytes of the file do not depend on the order of writing.
+    """
+
+    def __init__(self, path: Path, specs: Mapping[str, TensorSpec], *, overwrite: bool) -> None:
+        prefix = path.with_suffix("") if path.suffix == ".index" else path
+        self.files = tuple(
+            prefix.with_name(prefix.name + suffix) for suffix in (".data-00000-of-00001", ".index")
+        )
+        names = sorted(specs, key=str.encode)
+        self.order = sorted(names, key=lambda name: specs[name].dtype == STRING)
+        self._specs = specs
+        self._offsets: dict[str, int] = {}
+        end = 0
+        for name in self.order:
+            if specs[name].dtype != STRING:
+                self._offsets[name] = end
+                end += specs[name].nbytes
+        self._end = end
+        self._entries: dict[str, bytes] = {}
+        self._strings: dict[str, tuple[bytes, int]] = {}
+        self._publication = Publication(self.files, overwrite=overwrite)
+
+    def write(self, name: str, chunks: Iterable[Array]) -> None:
+        spec = self._specs[name]
+        with context(path=self.files[0], tensor=name):
+            if spec.dtype == STRING:
+                self._strings[name] = _encode_strings(check_strings(chunks, spec.size))
+                return
+            data = self._publication.files[0]
+            offset, crc, done = self._offsets[name], 0, 0
+            for chunk in chunks:
+                stored = in_memory_order(chunk, spec.dtype)
+                check_room(done + stored.nbytes, spec.nbytes)
+                crc = crc32c(stored, crc)
+                data.write(offset + done, stored)
+                done += stored.nbytes
+            check_complete(done, spec.nbytes)
+            self._entries[name] = _entry_bytes(spec, offset, done, crc)
+
+    def commit(self) -> None:
+        data, index = self._publication.files
+        for name in self.order:
+            if name in self._strings:
+                stored, crc = self._strings[name]
+                self._entries[name] = _entry_bytes(self._specs[name], self._end, len(stored), crc)
+                data.write(self._end, stored)
+                self._end += len(stored)
+        header = number(1, 1) + message(3, number(1, 1))
+        table = TableWriter(index)
+        table.add(b"", [header], len(header))
+        for key, name in sorted((name.encode(), name) for name in self._specs):
+            entry = self._entries.get(name)
+            if entry is None:
+                raise TargetError("the tensor was never written", path=self.files[0], tensor=name)
+            table.add(key, [entry], len(entry))
+        table.finish()
+        self._publication.commit()
+
+    def abort(self) -> None:
+        self._publication.abort()
+
+
+def _entry_bytes(spec: TensorSpec, offset: int, nbytes: int, crc: int) -> bytes:
+    """A BundleEntryProto."""
+    return b"".join(
+        (
+            number(1, NUMBERS[spec.dtype]),
+            message(2, shape_bytes(spec.shape)),
+            number(4, offset),
+            number(5, nbytes),
+            varint(6 << 3 | FIXED32) + mask(crc).to_bytes(4, "little"),
+        )
+    )
