@@ -15,6 +15,8 @@
     │   ├── UnsafeContentError     SEC602  the file asks for code to be run or other files to be read
     │   └── LimitError             SEC603  a declared size, depth or count, or a memory budget, is out of bounds
     ├── MappingError               MAP000  a mapping, or its plan, has problems (see `.diagnostics`)
+    ├── OpError                    PLN220  an op does not fit the tensors it is given
+    ├── IrreversibleError          MAP120  a mapping has no way back, or not all of it
     └── VerificationError          VER500  two things that must be equal are not
 
 Errors raised deep inside know the bare fact; `context` adds the file and the tensor on the way up, once.
@@ -194,6 +196,18 @@ class MappingError(ConverterError):
     def __init__(self, diagnostics: Sequence[Diagnostic]) -> None:
         self.diagnostics = tuple(diagnostics)
         super().__init__("\n".join(map(str, self.diagnostics)))
+
+
+class OpError(ConverterError):
+    """An op does not fit the shapes or dtypes of the tensors that it is given."""
+
+    code = "PLN220"
+
+
+class IrreversibleError(ConverterError):
+    """An op, and so a rule, has no way back."""
+
+    code = "MAP120"
 
 
 class VerificationError(ConverterError):

@@ -19,13 +19,9 @@ from converter.layout import View
 
 STRING = np.dtype(object)  # elements are `bytes`; printed as "string"
 
-_ML_DTYPES = {
+_ML_DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(getattr(ml_dtypes, name))
-    for name in (
-        "bfloat16 float8_e3m4 float8_e4m3 float8_e4m3b11fnuz float8_e4m3fn float8_e4m3fnuz "
-        "float8_e5m2 float8_e5m2fnuz float8_e8m0fnu float6_e2m3fn float6_e3m2fn float4_e2m1fn "
-        "int2 int4 uint2 uint4"
-    ).split()
+    for name in ["bfloat16", "float8_e3m4", "float8_e4m3", "float8_e4m3b11fnuz", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu", "float6_e2m3fn", "float6_e3m2fn", "float4_e2m1fn", "int2", "int4", "uint2", "uint4"]
 }
 
 
@@ -41,7 +37,7 @@ def dtype_of(name: str) -> np.dtype[Any]:
     if name in _ML_DTYPES:
         return _ML_DTYPES[name]
     try:
-        dtype = np.dtype(name)
+        dtype: np.dtype[Any] = np.dtype(name)
     except TypeError as error:
         raise ValueError(f"'{name}' is not a dtype") from error
     if dtype.kind not in "biufc" or dtype.name != name:

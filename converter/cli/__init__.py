@@ -1,0 +1,92 @@
+"""The command line: one file a command.  Only this folder prints, and only it knows exit codes.
+
+0 fine · 1 judged and rejected · 2 usage · 3 reading or writing failed · 4 refused for safety
+70 a bug · 130 interrupted
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+from converter import __version__, errors
+from converter.cli.convert import convert
+from converter.cli.formats import formats
+from converter.cli.inspect import inspect
+from converter.cli.mappings import mappings
+from converter.cli.output import ascii_safe, print_diagnostics
+from converter.cli.plan import plan
+from converter.cli.show import show
+from converter.cli.verify import verify
+
+EXIT_CODES = (  # the first class that fits
+    (errors.MappingError, 1),
+    (errors.OpError, 1),
+    (errors.IrreversibleError, 1),
+    (errors.VerificationError, 1),
+    (errors.UnrepresentableError, 1),
+    (errors.RefusedError, 4),
+    (errors.SourceError, 3),
+    (errors.TargetError, 3),
+)
+BUG = 70
+INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="converter")
+def cli() -> None:
+    """Move trained weights between frameworks by declarative mapping files."""
+
+
+for command in (inspect, show, plan, convert, verify, mappings, formats):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; the exit code."""
+    try:
+        return int(cli.main(arguments, prog_name="converter", standalone_mode=False) or 0)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted; nothing was left behind", err=True)
+        return INTERRUPTED
+    except errors.ConverterError as error:
+        return _report(error)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        sys.stdout = None
+        return 0
+    except Exception as error:  # noqa: BLE001 - whatever is left is our bug, and is said to be
+        return _bug(error)
+
+
+def _report(error: errors.ConverterError) -> int:
+    if os.environ.get("CONVERTER_DEBUG"):
+        raise error
+    if isinstance(error, errors.MappingError):
+        print_diagnostics(error.diagnostics)
+    else:
+        click.echo(ascii_safe(f"error[{error.code}]: {error}"), err=True)
+    return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), BUG)
+
+
+def _bug(error: Exception) -> int:
+    if os.environ.get("CONVERTER_DEBUG"):
+        raise error
+    click.echo(
+        f"internal error: {type(error).__name__}: {error}\n"
+        "  this is a bug in converter; CONVERTER_DEBUG=1 shows where",
+        err=True,
+    )
+    return BUG

@@ -1,0 +1,122 @@
+"""`converter inspect`: what is in a file, from its headers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from converter.cli.options import SOURCE, Request
+from converter.cli.output import count, format_option, hint, say, say_json, size, table
+
+if TYPE_CHECKING:
+    from converter.tensors import Checkpoint
+
+
+@click.command()
+@click.argument("source", type=SOURCE)
+@click.option("--match", multiple=True, metavar="PATTERN", help="Only names that fit.")
+@click.option("--tree", is_flag=True, help="Group names by their segments.")
+@click.option("--stats", is_flag=True, help="Read the values too: min, max, mean, deviation.")
+@format_option
+def inspect(source: Path, match: tuple[str, ...], tree: bool, stats: bool, style: str) -> None:
+    """List the tensors of SOURCE: name, dtype, shape, bytes; reads headers only."""
+    from converter.formats import open_checkpoint
+
+    chosen = Request.selectors(match)
+    with open_checkpoint(source) as checkpoint:
+        names = [n for n in checkpoint if not chosen or any(fits(n) for fits in chosen)]
+        rows = [describe(checkpoint, name, stats=stats) for name in names]
+        if style == "json":
+            say_json(
+                {
+                    "format": checkpoint.format,
+                    "metadata": dict(checkpoint.metadata),
+                    "tensors": rows,
+                    "ties": [list(group) for group in checkpoint.ties],
+                    "unsupported": dict(checkpoint.unsupported),
+                }
+            )
+            return
+        print_human(checkpoint, rows, tree=tree)
+    if match and not names:
+        hint("no name fits")
+
+
+def describe(checkpoint: Checkpoint, name: str, *, stats: bool) -> dict[str, Any]:
+    """One tensor, as in the JSON."""
+    from converter.tensors import dtype_name
+
+    spec = checkpoint[name].spec
+    row: dict[str, Any] = {
+        "name": name,
+        "dtype": dtype_name(spec.dtype),
+        "shape": list(spec.shape),
+        "nbytes": spec.nbytes,
+    }
+    return row | (statistics(checkpoint, name) if stats else {})
+
+
+def statistics(checkpoint: Checkpoint, name: str) -> dict[str, float]:
+    """Minimum, maximum, mean and standard deviation; nothing for strings and empty tensors."""
+    import numpy as np
+
+    from converter.tensors import STRING
+
+    spec = checkpoint[name].spec
+    if spec.dtype == STRING or spec.size == 0 or spec.dtype.kind == "c":
+        return {}
+    values = checkpoint[name].numpy().astype(np.float64)
+    return {
+        "min": float(values.min()),
+        "max": float(values.max()),
+        "mean": float(values.mean()),
+        "std": float(values.std()),
+    }
+
+
+def print_human(checkpoint: Checkpoint, rows: list[dict[str, Any]], *, tree: bool) -> None:
+    """The listing for people."""
+    numbers = ("min", "max", "mean", "std")
+    cells = [
+        [
+            row["name"],
+            row["dtype"],
+            str(row["shape"]),
+            size(row["nbytes"]),
+            *(f"{row[key]:.4g}" for key in numbers if key in row),
+        ]
+        for row in rows
+    ]
+    width = max((len(row) for row in cells), default=0)
+    cells = [row + [""] * (width - len(row)) for row in cells]
+    heads = ["name", "dtype", "shape", "bytes", *numbers][:width]
+    if tree:
+        cells = list(branches(cells))
+    table([heads, *cells] if cells else [], right=range(3, width))
+    total = sum(row["nbytes"] for row in rows)
+    say(f"{checkpoint.format}: {count(len(rows), 'tensor')}, {size(total)}")
+    for key, value in checkpoint.metadata.items():
+        say(f"metadata {key}: {value}")
+    for group in checkpoint.ties:
+        say(f"tied: {', '.join(group)}")
+    for name, reason in checkpoint.unsupported.items():
+        say(f"not a tensor: {name}: {reason}")
+
+
+def branches(rows: list[list[str]]) -> Iterator[list[str]]:
+    """The rows under a line for each group of names, indented by depth."""
+    import re
+
+    shown: list[str] = []
+    for row in sorted(rows):
+        parts = re.split(r"(?<=[/.])", row[0])
+        depth = 0
+        while depth < len(parts) - 1 and depth < len(shown) and shown[depth] == parts[depth]:
+            depth += 1
+        for level in range(depth, len(parts) - 1):
+            yield ["  " * level + parts[level], *[""] * (len(row) - 1)]
+        shown = parts[:-1]
+        yield ["  " * (len(parts) - 1) + parts[-1], *row[1:]]

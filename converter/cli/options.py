@@ -1,0 +1,155 @@
+"""Options that several commands share, and what they stand for."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from converter.plan import Plan, Port
+    from converter.tensors import Checkpoint
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+SOURCE = click.Path(path_type=Path)
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BINARY = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class Bytes(click.ParamType[int]):
+    """A number of bytes: `128MiB`, `2GB`, `4096`."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int:
+        """Read the text."""
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(iB|B|)", str(value), re.IGNORECASE)
+        if not found:
+            self.fail(f"'{value}' is no size: write 128MiB or 2GB", param, ctx)
+        unit = found[2].upper()
+        table = _BINARY if found[3] == "iB" and unit else _UNITS
+        return int(float(found[1]) * table[unit])
+
+
+class Assignment(click.ParamType[tuple[str, int]]):
+    """`NAME=N`."""
+
+    name = "name=n"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, int]:
+        """Read the text."""
+        if isinstance(value, tuple):
+            return value
+        name, equals, number = str(value).partition("=")
+        if not name or not equals or not number.isdecimal():
+            self.fail(f"'{value}' is not NAME=N", param, ctx)
+        return name, int(number)
+
+
+def mapping_options(command: Command) -> Command:
+    """What says how a source becomes a target."""
+    for option in reversed(
+        (
+            click.option(
+                "-m",
+                "--mapping",
+                "names",
+                multiple=True,
+                metavar="MAPPING",
+                help="A shipped name (`converter mappings ls`) or a file; several are chained.",
+            ),
+            click.option("--reverse", is_flag=True, help="Go the way back."),
+            click.option("--source-scope", default="", metavar="P", help="Prefix of source names."),
+            click.option("--target-scope", default="", metavar="P", help="Prefix of target names."),
+            click.option(
+                "--only",
+                multiple=True,
+                metavar="PATTERN",
+                help="Only tensors whose source or target name fits; `*` a segment, `**` anything.",
+            ),
+            click.option(
+                "--drop",
+                multiple=True,
+                metavar="PATTERN",
+                help="Leave out source tensors whose name fits.",
+            ),
+            click.option(
+                "--size",
+                "sizes",
+                multiple=True,
+                type=Assignment(),
+                help="Set a size that the mapping names.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@dataclass(frozen=True)
+class Request:
+    """The mapping options of one call."""
+
+    names: Sequence[str] = ()
+    reverse: bool = False
+    source_scope: str = ""
+    target_scope: str = ""
+    only: Sequence[str] = ()
+    drop: Sequence[str] = ()
+    sizes: Sequence[tuple[str, int]] = ()
+
+    def ports(self) -> list[Port]:
+        """The mappings to apply, in this order."""
+        from converter.plan import Port, identity, port
+
+        sizes = dict(self.sizes)
+        found = [port(name, sizes=sizes) for name in self.names] or [identity()]
+        if self.reverse:
+            found = [one.inverse() for one in reversed(found)]
+        found[0] = found[0].scoped(source=self.source_scope)
+        found[-1] = found[-1].scoped(target=self.target_scope)
+        if self.only:
+            chosen = self.selectors(self.only)
+            found = [one.only(lambda name: any(fits(name) for fits in chosen)) for one in found]
+        if self.drop:
+            found[0] = Port(self.dropping(found[0].rules))
+        return found
+
+    @staticmethod
+    def selectors(texts: Sequence[str]) -> list[Callable[[str], bool]]:
+        """The patterns of an option; a usage error when one cannot be read."""
+        from converter.language.names import TemplateError, parse_selector
+
+        try:
+            return [parse_selector(text) for text in texts]
+        except TemplateError as error:
+            raise click.UsageError(f"{', '.join(texts)}: {error}") from error
+
+    def dropping(self, rules: Any) -> Any:
+        """Rules that leave the names of `--drop` out."""
+        from converter.language.names import Selector
+        from converter.language.rules import Drop
+
+        self.selectors(self.drop)
+        drops = tuple(Drop(Selector(text), "--drop") for text in self.drop)
+        excluded = tuple(Selector(text) for text in self.drop)
+        changed = tuple(
+            replace(rule, source_except=rule.source_except + excluded) for rule in rules.rules
+        )
+        return replace(rules, rules=changed, drops=rules.drops + drops, undone=None)
+
+    def apply(self, source: Checkpoint) -> tuple[Checkpoint, list[Plan]]:
+        """The mapped checkpoint and the plan of each mapping; `MappingError` on the first bad one."""
+        plans = []
+        for one in self.ports():
+            plan = one.plan(source)
+            plans.append(plan)
+            source = plan.apply(source)
+        return source, plans

@@ -1,0 +1,160 @@
+"""What people see: sizes, tables, diagnostics with a caret, progress.
+
+Data goes to stdout; progress, hints and errors to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import click
+
+from converter.errors import Diagnostic
+
+SHOWN = 20  # diagnostics of one kind that are written out in full
+PLAIN_SECONDS = 5.0  # between progress lines where there is no terminal
+BAR_SECONDS = 0.1
+BAR = 28
+
+_ASCII = str.maketrans({"→": "->", "·": "-", "…": "...", "×": "x", "█": "#", "░": "."})
+
+format_option = click.option(
+    "--format",
+    "style",
+    type=click.Choice(["human", "json"]),
+    default="human",
+    show_default=True,
+    help="What is printed on stdout.",
+)
+
+
+def ascii_safe(text: str, stream: Any = None) -> str:
+    """The text in characters that the stream can print, whatever the console's encoding."""
+    encoding = getattr(stream or sys.stderr, "encoding", None) or "ascii"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.translate(_ASCII).encode(encoding, "replace").decode(encoding)
+    return text
+
+
+def say(text: str = "") -> None:
+    """Print data."""
+    click.echo(ascii_safe(text, sys.stdout))
+
+
+def hint(text: str) -> None:
+    """Print what is not data."""
+    click.echo(ascii_safe(text), err=True)
+
+
+def say_json(data: Any) -> None:
+    """Print one JSON document."""
+    click.echo(json.dumps(data, indent=2))
+
+
+def size(nbytes: float) -> str:
+    """Bytes for people, in powers of 1000: `553.4 MB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 999.5:  # noqa: PLR2004 - the next would print as 1000
+            return f"{nbytes:.0f} {unit}" if unit == "B" else f"{nbytes:.1f} {unit}"
+        nbytes /= 1000
+    return f"{nbytes:.1f} TB"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 tensor`, `32 tensors`."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def table(rows: Iterable[Sequence[str]], *, right: Iterable[int] = (), indent: str = "") -> None:
+    """Print columns, aligned; those in `right` to the right."""
+    lines = [list(row) for row in rows]
+    if not lines:
+        return
+    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (
+            cell.rjust(width) if index in right else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        say((indent + "  ".join(cells)).rstrip())
+
+
+def print_diagnostics(diagnostics: Sequence[Diagnostic]) -> None:
+    """All of them, with the line they are about; many of one kind are listed by name only."""
+    shown: dict[str, int] = {}
+    rest: dict[str, list[Diagnostic]] = {}
+    for diagnostic in diagnostics:
+        shown[diagnostic.code] = shown.get(diagnostic.code, 0) + 1
+        if shown[diagnostic.code] <= SHOWN:
+            hint(f"{diagnostic}{_caret(diagnostic)}")
+        else:
+            rest.setdefault(diagnostic.code, []).append(diagnostic)
+    for code, others in rest.items():
+        hint(f"and {len(others)} more {code}:")
+        for other in others:
+            hint(f"  {other.tensor or other.message}")
+    errors = sum(diagnostic.severity == "error" for diagnostic in diagnostics)
+    if errors:
+        hint(count(errors, "error"))
+
+
+def _caret(diagnostic: Diagnostic) -> str:
+    if diagnostic.path is None or not diagnostic.line:
+        return ""
+    lines = _lines(diagnostic.path)
+    if diagnostic.line > len(lines):
+        return ""
+    line = lines[diagnostic.line - 1]
+    width = min(diagnostic.end_column, len(line) + 1) - diagnostic.column
+    marker = " " * (diagnostic.column - 1) + "^" * max(1, width)
+    gutter = " " * len(str(diagnostic.line))
+    return f"\n  {diagnostic.line} | {line}\n  {gutter} | {marker}"
+
+
+@lru_cache(maxsize=64)
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+class Progress:
+    """Bytes done of a total: a bar on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, verb: str, total: int) -> None:
+        self.verb = verb
+        self.total = max(total, 1)
+        self.done = 0
+        self.bar = sys.stderr.isatty()
+        self.next = time.monotonic() + (BAR_SECONDS if self.bar else PLAIN_SECONDS)
+
+    def __call__(self, name: str, nbytes: int) -> None:
+        """Note that `nbytes` of a tensor are done."""
+        self.done += nbytes
+        if time.monotonic() >= self.next:
+            self.draw(name)
+            self.next = time.monotonic() + (BAR_SECONDS if self.bar else PLAIN_SECONDS)
+
+    def draw(self, name: str) -> None:
+        """Show the state."""
+        text = f"{self.verb} {100 * self.done // self.total:3d} %  {size(self.done)}"
+        if not self.bar:
+            hint(f"{text} of {size(self.total)}  {name}")
+            return
+        full = BAR * self.done // self.total
+        bar = ascii_safe("█" * full + "░" * (BAR - full))
+        click.echo(f"\r{bar} {text}  {name[:40]:40}", err=True, nl=False)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.bar:
+            click.echo("\r" + " " * (BAR + 80) + "\r", err=True, nl=False)

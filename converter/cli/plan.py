@@ -1,0 +1,178 @@
+"""`converter plan`: the ledger and every problem; reads no values and makes no file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from converter.cli.options import SOURCE, Bytes, Request, mapping_options
+from converter.cli.output import (
+    count,
+    format_option,
+    print_diagnostics,
+    say,
+    say_json,
+    size,
+    table,
+)
+
+if TYPE_CHECKING:
+    from converter.plan import Plan, Step
+
+LISTED = 8  # rows of a list in the summary; --all shows the rest
+
+
+@click.command()
+@click.argument("source", type=SOURCE)
+@mapping_options
+@click.option("--all", "everything", is_flag=True, help="List every step, drop and doubt.")
+@click.option("--to", "target", metavar="FORMAT", help="Also ask whether this format can hold it.")
+@click.option("--max-memory", type=Bytes(), help="The limit to estimate for, e.g. 128MiB.")
+@format_option
+def plan(
+    source: Path,
+    everything: bool,
+    target: str | None,
+    max_memory: int | None,
+    style: str,
+    **options: Any,
+) -> int:
+    """Work out a conversion of SOURCE from headers alone: steps, drops, problems, memory."""
+    from converter.engine import peak_memory
+    from converter.errors import MappingError
+    from converter.formats import open_checkpoint
+
+    with open_checkpoint(source) as checkpoint:
+        plans: list[Plan] = []
+        mapped = checkpoint
+        for one in Request(**options).ports():
+            plans.append(one.plan(mapped))
+            if plans[-1].errors:
+                break
+            mapped = plans[-1].apply(mapped)
+        memory = peak_memory(plans[-1].specs, max_memory)
+        problems = [problem for one in plans for problem in one.problems]
+        if target and not plans[-1].errors:
+            problems += unrepresentable(plans[-1].specs, target)
+        if style == "json":
+            say_json(as_json(plans, problems, memory))
+        else:
+            for one in plans:
+                print_plan(one, everything=everything)
+            say(f"memory: about {memory / (1 << 20):.0f} MiB at the peak")
+    if any(problem.severity == "error" for problem in problems):
+        if style == "json":
+            return 1
+        raise MappingError(problems)
+    print_diagnostics(problems)
+    return 0
+
+
+def unrepresentable(specs: Any, name: str) -> list[Any]:
+    """A diagnostic for each tensor that a format cannot hold."""
+    from converter import formats
+    from converter.errors import Diagnostic
+
+    module = formats.named(name).load()
+    return [
+        Diagnostic(
+            "PLN230",
+            f"{name} cannot hold '{tensor}': {problem}",
+            tensor=tensor,
+            found=str(spec),
+            hint="drop it (--drop), or choose another format",
+        )
+        for tensor, spec in specs.items()
+        if (problem := module.problem(tensor, spec))
+    ]
+
+
+def print_plan(plan: Plan, *, everything: bool) -> None:
+    """The ledger for people."""
+    rules = plan.rules
+    if rules.name:
+        models = " → ".join(side for side in (rules.source_model, rules.target_model) if side)
+        say(f"{rules.name}: {models}" if models else rules.name)
+    nbytes = sum(spec.nbytes for spec in plan.sources.values())
+    say(
+        f"source: {count(len(plan.sources), 'tensor')}, {size(nbytes)}    "
+        f"target: {count(len(plan.steps), 'tensor')}, {size(plan.target_nbytes)}"
+    )
+    mapped = len(plan.steps) - len(plan.made)
+    wrong = f"  problems {len(plan.errors)}" if plan.errors else ""
+    left = f"  left alone {len(plan.left)}" if plan.left else ""
+    say(f"mapped {mapped}  dropped {len(plan.dropped)}  made {len(plan.made)}{left}{wrong}")
+    if everything:
+        print_rows("steps", [step_row(step) for step in plan.steps], everything=True)
+        print_rows("left alone", [(name,) for name in plan.left], everything=True)
+    print_rows("dropped", list(plan.dropped.items()), everything=everything)
+    made = [(step.target, str(step.spec)) for step in plan.made]
+    print_rows("made", made, everything=everything)
+    changed = [(step.target, step.exactness) for step in plan.steps if step.exactness != "exact"]
+    print_rows("not exact", changed, everything=everything)
+    doubts = [(step.target, "; ".join(step.doubts)) for step in plan.steps if step.doubts]
+    print_rows("shapes cannot confirm", doubts, everything=everything)
+
+
+def step_row(step: Step) -> tuple[str, ...]:
+    """One step as a row: sources → target, its spec, its ops."""
+    ops = " · ".join(f"{op.name} {op.to_file()}" for op in getattr(step.rule, "ops", ()))
+    return " + ".join(step.sources) or "(constant)", "→", step.target, str(step.spec), ops
+
+
+def print_rows(title: str, rows: Sequence[tuple[str, ...]], *, everything: bool) -> None:
+    """A titled list, cut unless everything is wanted."""
+    if not rows:
+        return
+    say(f"{title}: {len(rows)}")
+    shown = rows if everything else rows[:LISTED]
+    table(shown, indent="  ")
+    if len(shown) < len(rows):
+        say(f"  … and {len(rows) - len(shown)} more (--all)")
+
+
+def as_json(plans: Sequence[Plan], problems: Sequence[Any], memory: int) -> dict[str, Any]:
+    """The plan for machines."""
+    return {
+        "schema_version": 1,
+        "peak_memory": memory,
+        "plans": [plan_json(plan) for plan in plans],
+        "diagnostics": [diagnostic_json(problem) for problem in problems],
+    }
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """One mapping's ledger."""
+    from converter.tensors import dtype_name
+
+    return {
+        "mapping": plan.rules.name,
+        "source_nbytes": plan.source_nbytes,
+        "target_nbytes": plan.target_nbytes,
+        "steps": [
+            {
+                "target": step.target,
+                "dtype": dtype_name(step.spec.dtype),
+                "shape": list(step.spec.shape),
+                "nbytes": step.spec.nbytes,
+                "sources": list(step.sources),
+                "ops": [{op.name: op.to_file()} for op in getattr(step.rule, "ops", ())],
+                "line": step.rule.place.line,
+                "exactness": step.exactness,
+                "unconfirmed": list(step.doubts),
+            }
+            for step in plan.steps
+        ],
+        "dropped": [{"name": name, "because": why} for name, why in plan.dropped.items()],
+        "left": list(plan.left),
+    }
+
+
+def diagnostic_json(diagnostic: Any) -> dict[str, Any]:
+    """One diagnostic's fields."""
+    fields = ["code", "severity", "message", "line", "column", "end_column", "expected", "found", "hint", "tensor"]
+    path = diagnostic.path.as_posix() if diagnostic.path else None
+    return {"file": path} | {name: getattr(diagnostic, name) for name in fields}

@@ -1,0 +1,61 @@
+"""`converter show`: one variable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from converter.cli.inspect import describe
+from converter.cli.options import SOURCE
+from converter.cli.output import format_option, hint, say, say_json, size
+
+CORNER = 3  # elements shown at either end of each axis
+
+
+@click.command()
+@click.argument("source", type=SOURCE)
+@click.argument("name")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write it as .npy."
+)
+@click.option("--overwrite", is_flag=True, help="Replace the .npy file if it exists.")
+@format_option
+def show(source: Path, name: str, output: Path | None, overwrite: bool, style: str) -> None:
+    """Show one variable of SOURCE: its spec, statistics and a corner of its values."""
+    import difflib
+
+    import numpy as np
+
+    from converter.errors import NotFoundError
+    from converter.files import Publication
+    from converter.formats import open_checkpoint
+
+    with open_checkpoint(source) as checkpoint:
+        if name not in checkpoint:
+            near = difflib.get_close_matches(name, list(checkpoint), 3)
+            names = f"did you mean {' or '.join(near)}?" if near else "see `converter inspect`"
+            raise NotFoundError("no such tensor", path=source, tensor=name, hint=names)
+        row = describe(checkpoint, name, stats=True)
+        values = checkpoint[name].numpy()
+    if output:
+        import io
+
+        header = io.BytesIO()
+        np.lib.format.write_array(header, values, allow_pickle=False)
+        staged = Publication([output], overwrite=overwrite)
+        try:
+            staged.files[0].append(header.getvalue())
+            staged.commit()
+        except BaseException:
+            staged.abort()
+            raise
+        hint(f"wrote {output}")
+    if style == "json":
+        say_json(row)
+        return
+    say(f"{row['name']}  {row['dtype']} {row['shape']}  {size(row['nbytes'])}")
+    if "min" in row:
+        say("  ".join(f"{key} {row[key]:.6g}" for key in ("min", "max", "mean", "std")))
+    with np.printoptions(threshold=2 * CORNER, edgeitems=CORNER, linewidth=100):
+        say(str(values))

@@ -1,0 +1,86 @@
+"""`converter verify`: is the target what the mapping makes of the source?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from converter.cli.options import SOURCE, Request, mapping_options
+from converter.cli.output import Progress, count, format_option, hint, say, say_json, size, table
+
+if TYPE_CHECKING:
+    from converter.compare import Difference
+
+FRAMEWORKS = ("torch", "tensorflow", "safetensors")
+
+
+@click.command()
+@click.argument("source", type=SOURCE)
+@click.argument("target", type=SOURCE)
+@mapping_options
+@click.option(
+    "--with",
+    "framework",
+    type=click.Choice(FRAMEWORKS),
+    help="Also load the target with the real framework, in a process of its own.",
+)
+@format_option
+def verify(source: Path, target: Path, framework: str | None, style: str, **options: Any) -> int:
+    """Read SOURCE and TARGET again and compare every value, bit for bit, through the mapping."""
+    from converter.compare import diff
+    from converter.formats import open_checkpoint
+    from converter.oracles import load_with
+
+    with open_checkpoint(source) as first, open_checkpoint(target) as second:
+        expected, _ = Request(**options).apply(first)
+        progress = Progress("verifying", expected.nbytes)
+        try:
+            rows = list(diff(expected, second, progress=progress))
+        finally:
+            progress.close()
+        if framework:
+            rows += load_with(framework, target, second)
+        nbytes = second.nbytes
+    wrong = [row for row in rows if not row.equal]
+    if style == "json":
+        say_json({"equal": not wrong, "tensors": [row_json(row) for row in rows]})
+    elif wrong:
+        print_differences(wrong)
+    else:
+        also = f", and as {framework} reads it" if framework else ""
+        equal = count(len(second), "tensor")
+        hint(f"{target} is right: {equal}, {size(nbytes)}, equal bit for bit{also}")
+    return 1 if wrong else 0
+
+
+def print_differences(rows: list[Difference]) -> None:
+    """What differs, worst first."""
+    ranked = sorted(rows, key=lambda row: (-row.max_abs, row.name))
+    table([(row.name, row.status, explain(row)) for row in ranked])
+    say(f"{count(len(rows), 'tensor')} differ")
+
+
+def explain(row: Difference) -> str:
+    """One difference in words."""
+    if row.status == "missing":
+        return f"expected {row.first}, not in the target"
+    if row.status == "extra":
+        return f"{row.second}, which nothing makes"
+    if row.status in ("shape", "dtype"):
+        return f"expected {row.first}, found {row.second}"
+    where = f"first at {list(row.index)}" if row.index is not None else ""
+    return f"{row.count} values, by {row.max_abs:.3g} at most ({row.max_rel:.3g} relative), {where}"
+
+
+def row_json(row: Difference) -> dict[str, Any]:
+    """One difference for machines."""
+    return {
+        "name": row.name,
+        "status": row.status,
+        "count": row.count,
+        "max_abs": row.max_abs,
+        "max_rel": row.max_rel,
+        "index": None if row.index is None else list(row.index),
+    }

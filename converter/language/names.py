@@ -1,0 +1,469 @@
+"""Names: templates that match a whole name, capture its parts, and are solved for the way back.
+
+    conv{b}/conv{b}_{k}/weights     {b}, {k}: whole numbers; the same hole matches the same number
+    {unit-1}                        an offset, solved backward
+    {n:02}                          a number padded with zeros to two digits
+    {part:word}                     one segment: anything but "/" and "."
+    {rest:path}                     anything
+    {p:gamma|beta}                  one of these; `{p:weight|bias}` on the other side pairs with it
+    {feature[b,k]}                  the table `feature`, looked up by b and k, and backward
+
+Templates are not regular expressions, so they invert; and a template that could match one name in
+two ways is refused when it is read, so no order or greed ever decides.
+
+`Selector`s (`drop`, `except`, `--match`) capture nothing and know two more words: `*` is a segment,
+`**` anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Literal
+
+Kind = Literal["int", "word", "path", "choice"]
+Value = int | str
+Bindings = dict[str, Value]
+
+_WORD = "[^/.]"
+_HOLE = re.compile(
+    r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)"
+    r"(?:(?P<offset>[+-][0-9]{1,9})|:(?P<type>[^{}]+)|\[(?P<keys>[^\[\]]+)\])?"
+)
+_PADDED = re.compile(r"0([1-9])")
+MAX_NAME = 4096
+MAX_STARS = 8
+
+
+class TemplateError(ValueError):
+    """A template that cannot be read or would be ambiguous; `offset` is the character, from 0."""
+
+    def __init__(self, message: str, offset: int = 0, hint: str = "") -> None:
+        super().__init__(message)
+        self.offset = offset
+        self.hint = hint
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A bijection from keys (one or several values) to texts."""
+
+    name: str
+    entries: Mapping[tuple[str, ...], str]
+
+    @property
+    def backward(self) -> dict[str, tuple[str, ...]]:
+        """Text to key."""
+        return {text: key for key, text in self.entries.items()}
+
+    @property
+    def width(self) -> int:
+        """How many values a key has."""
+        return len(next(iter(self.entries)))
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Text that stands for itself."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hole:
+    """A captured part of a name."""
+
+    name: str
+    kind: Kind | None  # None: as declared elsewhere in the rule, else a whole number
+    at: int  # character of the template
+    offset: int = 0
+    width: int = 0  # zero-padded digits
+    choices: tuple[str, ...] = ()
+
+    @property
+    def pattern(self) -> str:
+        """The regular expression of the text that fits."""
+        if self.kind == "choice":
+            return "|".join(map(re.escape, sorted(self.choices, key=len, reverse=True)))
+        if self.kind == "int":
+            return f"[0-9]{{{self.width},}}" if self.width else "0|[1-9][0-9]*"
+        return f"{_WORD}+" if self.kind == "word" else ".+"
+
+    def read(self, text: str, bindings: Bindings) -> bool:
+        """Bind the captured text; False when it contradicts what is bound."""
+        value: Value = text
+        if self.kind == "choice":
+            value = self.choices.index(text)
+        elif self.kind == "int":
+            value = int(text) - self.offset
+            if value < 0 or self.write({self.name: value}) != text:
+                return False
+        return bindings.setdefault(self.name, value) == value
+
+    def write(self, bindings: Mapping[str, Value]) -> str | None:
+        """The text for these bindings; None when there is none."""
+        value = bindings[self.name]
+        if self.kind == "choice":
+            return self.choices[int(value)]
+        if self.kind == "int":
+            number = int(value) + self.offset
+            return f"{number:0{self.width}d}" if number >= 0 else None
+        return str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """A table's text for the values of some holes."""
+
+    table: Table
+    keys: tuple[str, ...]
+    kinds: tuple[Kind, ...]
+    at: int
+
+    @property
+    def pattern(self) -> str:
+        """The regular expression of the texts in the table."""
+        texts = sorted(self.table.entries.values(), key=len, reverse=True)
+        return "|".join(map(re.escape, texts))
+
+    def read(self, text: str, bindings: Bindings) -> bool:
+        """Bind the holes that the table's entry for this text stands for."""
+        values = zip(self.keys, self.kinds, self.table.backward[text], strict=True)
+        return all(
+            bindings.setdefault(key, _value(kind, part)) == _value(kind, part)
+            for key, kind, part in values
+        )
+
+    def write(self, bindings: Mapping[str, Value]) -> str | None:
+        """The table's text; None when it has no entry."""
+        return self.table.entries.get(tuple(str(bindings[key]) for key in self.keys))
+
+
+Token = Text | Hole | Lookup
+
+
+def _value(kind: Kind, text: str) -> Value:
+    return int(text) if kind == "int" else text
+
+
+@dataclass(frozen=True)
+class Template:
+    """A parsed template: `match` reads a name, `format` writes one."""
+
+    text: str
+    tokens: tuple[Token, ...] = field(repr=False)
+
+    @property
+    def variables(self) -> tuple[Hole | Lookup, ...]:
+        """The tokens that are not literal."""
+        return tuple(token for token in self.tokens if not isinstance(token, Text))
+
+    @cached_property
+    def holes(self) -> frozenset[str]:
+        """Names of everything that a match binds."""
+        names = (
+            token.keys if isinstance(token, Lookup) else (token.name,) for token in self.variables
+        )
+        return frozenset(name for group in names for name in group)
+
+    @cached_property
+    def prefix(self) -> str:
+        """The literal text that every match starts with."""
+        first = self.tokens[0] if self.tokens else Text("")
+        return first.text if isinstance(first, Text) else ""
+
+    @cached_property
+    def suffix(self) -> str:
+        """The literal text that every match ends with."""
+        last = self.tokens[-1] if self.tokens else Text("")
+        return last.text if isinstance(last, Text) else ""
+
+    @cached_property
+    def _regex(self) -> re.Pattern[str]:
+        parts = (
+            re.escape(token.text) if isinstance(token, Text) else f"({token.pattern})"
+            for token in self.tokens
+        )
+        return re.compile("".join(parts), re.DOTALL)
+
+    def match(self, name: str) -> Bindings | None:
+        """What the holes hold when the whole name fits, else None."""
+        if not self.variables:
+            return {} if name == self.prefix else None
+        if not name.startswith(self.prefix) or len(name) > MAX_NAME:
+            return None
+        found = self._regex.fullmatch(name)
+        bindings: Bindings = {}
+        if found and all(
+            token.read(text, bindings)
+            for token, text in zip(self.variables, found.groups(), strict=True)
+        ):
+            return bindings
+        return None
+
+    def format(self, bindings: Mapping[str, Value]) -> str:
+        """The name for these bindings; `TemplateError` when an entry or a number does not exist."""
+        parts = []
+        for token in self.tokens:
+            text = token.text if isinstance(token, Text) else token.write(bindings)
+            if text is None:
+                values = ", ".join(f"{name}={value}" for name, value in sorted(bindings.items()))
+                assert not isinstance(token, Text)  # noqa: S101 - a literal is always written
+                raise TemplateError(f"`{self.text}` has no name for {values}", token.at)
+            parts.append(text)
+        return "".join(parts)
+
+    def __call__(self, name: str) -> bool:
+        """Does the whole name fit?"""
+        return self.match(name) is not None
+
+    def scoped(self, scope: str) -> Template:
+        """The same template under a prefix."""
+        return Template(scope + self.text, _joined((Text(scope), *self.tokens)))
+
+
+def parse(texts: Iterable[str], tables: Mapping[str, Table]) -> list[Template]:
+    """The templates of one rule; a hole's type, given once, holds in all of them.
+
+    Raises `TemplateError`; its `template` attribute is the index of the text.
+    """
+    raw = []
+    for index, text in enumerate(texts):
+        with _located(index):
+            raw.append((text, _tokens(text, tables)))
+    kinds = _kinds(raw)
+    templates = []
+    for index, (text, tokens) in enumerate(raw):
+        with _located(index):
+            template = Template(text, _joined(_typed(token, kinds) for token in tokens))
+            _check_unambiguous(template)
+            templates.append(template)
+    _check_choices(templates)
+    return templates
+
+
+class _located:  # noqa: N801 - a context manager that reads like a word
+    """Note on a passing `TemplateError` which of the texts it is about."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, TemplateError):
+            error.template = self.index  # type: ignore[attr-defined]
+
+
+def _tokens(text: str, tables: Mapping[str, Table]) -> list[Token]:
+    tokens: list[Token] = []
+    position = 0
+    while position < len(text):
+        char = text[position]
+        if text[position : position + 2] in ("{{", "}}"):
+            tokens.append(Text(char))
+            position += 2
+        elif char == "{":
+            end = text.find("}", position)
+            if end < 0:
+                raise TemplateError("a brace is not closed", position, "write {{ for a brace")
+            tokens.append(_hole(text[position + 1 : end], position + 1, tables))
+            position = end + 1
+        elif char == "}":
+            raise TemplateError("a closing brace without an opening one", position, "write }}")
+        elif char == "*":
+            raise TemplateError(
+                "`*` captures nothing, so it has no way back", position, "name it: {x:word}"
+            )
+        else:
+            tokens.append(Text(char))
+            position += 1
+    return list(_joined(tokens))
+
+
+def _hole(text: str, at: int, tables: Mapping[str, Table]) -> Hole | Lookup:
+    found = _HOLE.fullmatch(text)
+    if not found:
+        raise TemplateError(
+            f"`{{{text}}}` is not a hole",
+            at,
+            "{i}, {i-1}, {x:word}, {x:path}, {x:a|b} or {table[i]}",
+        )
+    name = found["name"]
+    if found["keys"] is not None:
+        return _lookup(name, [key.strip() for key in found["keys"].split(",")], at, tables)
+    if found["offset"]:
+        return Hole(name, "int", at, offset=int(found["offset"]))
+    kind = found["type"]
+    if kind is None:
+        return Hole(name, None, at)
+    if kind in ("int", "word", "path"):
+        return Hole(name, kind, at)  # type: ignore[arg-type]
+    padded = _PADDED.fullmatch(kind)
+    if padded:
+        return Hole(name, "int", at, width=int(padded[1]))
+    choices = tuple(kind.split("|"))
+    if len(choices) < 2 or "" in choices or len(set(choices)) < len(choices):  # noqa: PLR2004
+        raise TemplateError(
+            f"'{kind}' is not a type of holes", at + len(name) + 1, "int, word, path, 02, or a|b|c"
+        )
+    return Hole(name, "choice", at, choices=choices)
+
+
+def _lookup(name: str, keys: list[str], at: int, tables: Mapping[str, Table]) -> Lookup:
+    if name not in tables:
+        known = ", ".join(sorted(tables)) or "none is declared"
+        raise TemplateError(f"there is no table '{name}'", at, f"tables: {known}")
+    table = tables[name]
+    if len(keys) != table.width:
+        raise TemplateError(f"table '{name}' is looked up by {table.width} values", at)
+    kinds: tuple[Kind, ...] = tuple("int" for _ in keys)
+    return Lookup(table, tuple(keys), kinds, at)
+
+
+def _kinds(raw: list[tuple[str, list[Token]]]) -> dict[str, Hole]:
+    """What each hole was declared as, wherever in the rule that was."""
+    declared: dict[str, Hole] = {}
+    for index, (_, tokens) in enumerate(raw):
+        for token in tokens:
+            if not isinstance(token, Hole) or token.kind is None:
+                continue
+            other = declared.setdefault(token.name, token)
+            if other.kind != token.kind:
+                error = TemplateError(
+                    f"hole '{token.name}' is {token.kind} here and {other.kind} elsewhere", token.at
+                )
+                error.template = index  # type: ignore[attr-defined]
+                raise error
+    return declared
+
+
+def _typed(token: Token, kinds: Mapping[str, Hole]) -> Token:
+    if isinstance(token, Hole) and token.kind is None:
+        model = kinds.get(token.name)
+        kind = model.kind if model and model.kind else "int"
+        choices = model.choices if model else ()
+        return Hole(token.name, kind, token.at, choices=choices)
+    if isinstance(token, Lookup):
+        types = (kinds[key].kind if key in kinds else "int" for key in token.keys)
+        return Lookup(token.table, token.keys, tuple(kind or "int" for kind in types), token.at)
+    return token
+
+
+def _joined(tokens: Iterable[Token]) -> tuple[Token, ...]:
+    """Neighbouring literals made one."""
+    result: list[Token] = []
+    for token in tokens:
+        if isinstance(token, Text) and result and isinstance(result[-1], Text):
+            result[-1] = Text(result[-1].text + token.text)
+        elif token != Text(""):
+            result.append(token)
+    return tuple(result)
+
+
+def _fits(token: Hole | Lookup, char: str) -> bool:
+    """Can the token's text hold this character?"""
+    if isinstance(token, Lookup):
+        return any(char in text for text in token.table.entries.values())
+    if token.kind == "choice":
+        return any(char in text for text in token.choices)
+    if token.kind == "int":
+        return char in "0123456789"
+    return token.kind == "path" or char not in "/."
+
+
+def _check_unambiguous(template: Template) -> None:
+    """Every name must match in at most one way.
+
+    Neighbouring holes need between them a character that one of them cannot hold; two holes of
+    free text need one that a segment cannot hold, wherever between them it stands; and only one
+    hole can be a path.
+    """
+    last: Hole | Lookup | None = None
+    wide: Hole | None = None
+    near = far = ""
+    for token in template.tokens:
+        if isinstance(token, Text):
+            near, far = token.text, far + token.text
+            continue
+        if last and all(_fits(last, char) and _fits(token, char) for char in near):
+            raise TemplateError(
+                "ambiguous: two holes need a text between them that shows where one ends",
+                token.at,
+            )
+        if isinstance(token, Hole) and token.kind in ("word", "path"):
+            if wide and (wide.kind == token.kind == "path" or not set(far) & set("/.")):
+                raise TemplateError(
+                    f"ambiguous: '{wide.name}' and '{token.name}' could share a name in several ways",
+                    token.at,
+                    "put a / or . between them, or give one of them a narrower type",
+                )
+            wide, far = token, ""
+        last, near = token, ""
+
+
+def _check_choices(templates: Iterable[Template]) -> None:
+    """The alternatives of one hole must pair up over the rule."""
+    seen: dict[str, Hole] = {}
+    for index, template in enumerate(templates):
+        for token in template.variables:
+            if isinstance(token, Hole) and token.kind == "choice":
+                other = seen.setdefault(token.name, token)
+                if len(other.choices) != len(token.choices):
+                    error = TemplateError(
+                        f"hole '{token.name}' has {len(token.choices)} alternatives here and "
+                        f"{len(other.choices)} elsewhere; they pair up in order",
+                        token.at,
+                    )
+                    error.template = index  # type: ignore[attr-defined]
+                    raise error
+
+
+@dataclass(frozen=True)
+class Selector:
+    """A pattern that only says yes or no: templates' words, and `*` (a segment), `**` anything.
+
+    Under a `scope` only names that start with it fit, and what follows is compared.
+    """
+
+    text: str
+    scope: str = ""
+
+    @cached_property
+    def _regex(self) -> re.Pattern[str]:
+        parts = re.split(r"(\*\*|\*|\{[^{}]*\})", self.text)
+        return re.compile("".join(map(self._part, parts)), re.DOTALL)
+
+    @staticmethod
+    def _part(text: str) -> str:
+        if text == "**":
+            return ".*"
+        if text == "*":
+            return f"{_WORD}*"
+        if text.startswith("{") and text.endswith("}"):
+            hole = _hole(text[1:-1], 1, {})
+            assert isinstance(hole, Hole)  # noqa: S101 - without tables there are no lookups
+            return f"(?:{hole.pattern if hole.kind else '[0-9]+'})"
+        return re.escape(text)
+
+    def __call__(self, name: str) -> bool:
+        """Does the whole name fit?"""
+        if not name.startswith(self.scope) or len(name) > MAX_NAME:
+            return False
+        return self._regex.fullmatch(name, len(self.scope)) is not None
+
+    def scoped(self, scope: str) -> Selector:
+        """The same selector under a prefix."""
+        return Selector(self.text, scope + self.scope)
+
+
+def parse_selector(text: str) -> Selector:
+    """A selector; `TemplateError` when it cannot be read."""
+    if text.count("*") > MAX_STARS:
+        raise TemplateError(f"at most {MAX_STARS} stars")
+    selector = Selector(text)
+    selector("")  # compiles it
+    return selector

@@ -1,0 +1,179 @@
+"""YAML 1.2 core with positions: plain data, and where in the text each piece of it stands.
+
+PyYAML's event parser does the syntax.  The rest is ours because a mapping is a contract: scalars
+follow the 1.2 core schema (`no`, `on` and `1:30` are strings, `012` is twelve), duplicate keys are
+errors, and anchors, aliases and tags are refused, so that a small file stays small.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from yaml.events import (
+    AliasEvent,
+    CollectionEndEvent,
+    DocumentStartEvent,
+    Event,
+    MappingStartEvent,
+    NodeEvent,
+    ScalarEvent,
+    SequenceStartEvent,
+)
+
+Path = tuple[str | int, ...]
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 32
+
+_INT = re.compile(r"[-+]?[0-9]{1,18}")
+_OTHER_INT = re.compile(r"0o([0-7]{1,20})|0x([0-9a-fA-F]{1,16})")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_WORDS: dict[str, Any] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf"), float("inf")),
+    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A place in the text; `line` and `column` count from 1, `end` is the column after the last."""
+
+    line: int
+    column: int
+    end: int
+    text_offset: int = 0  # characters between `column` and the scalar's own first one (a quote)
+
+
+class YamlError(ValueError):
+    """Text that is not the YAML we read; `span` says where."""
+
+    def __init__(self, message: str, span: Span, hint: str = "") -> None:
+        super().__init__(message)
+        self.span = span
+        self.hint = hint
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """The data, and the span of the value (and of the key) at each path into it."""
+
+    data: Any
+    spans: dict[Path, Span]
+    keys: dict[Path, Span]
+
+    def span(self, path: Path, *, key: bool = False) -> Span:
+        """The span at a path, or of the nearest thing around it."""
+        while path:
+            found = (self.keys if key else self.spans).get(path) or self.spans.get(path)
+            if found:
+                return found
+            path = path[:-1]
+        return self.spans.get((), Span(1, 1, 1))
+
+
+def load(text: str) -> Document:
+    """Read one document; `YamlError` when it is not well formed."""
+    if len(text.encode()) > MAX_BYTES:
+        raise YamlError(f"larger than {MAX_BYTES} bytes", Span(1, 1, 1))
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        return _Builder(_checked(yaml.parse(text, Loader=loader))).document()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        message = error.problem or error.context or "not YAML"
+        raise YamlError(message, Span(line, column, column + 1)) from error
+    except yaml.YAMLError as error:
+        raise YamlError(str(error).splitlines()[0], Span(1, 1, 1)) from error
+
+
+def _checked(events: Iterator[Event]) -> Iterator[Event]:
+    depth = documents = 0
+    for event in events:
+        if isinstance(event, AliasEvent) or getattr(event, "anchor", None):
+            raise YamlError("anchors and aliases are not read", _span(event), "write it out")
+        tag = getattr(event, "tag", None)
+        if isinstance(event, NodeEvent) and tag:
+            raise YamlError(f"tags are not read: {tag}", _span(event), "remove the tag")
+        if isinstance(event, MappingStartEvent | SequenceStartEvent):
+            depth += 1
+            if depth > MAX_DEPTH:
+                raise YamlError(f"nested deeper than {MAX_DEPTH} levels", _span(event))
+        depth -= isinstance(event, CollectionEndEvent)
+        documents += isinstance(event, DocumentStartEvent)
+        if documents > 1:
+            raise YamlError("more than one document", _span(event))
+        yield event
+
+
+class _Builder:
+    """Builds data from events; depth is bounded by `_checked`, so recursion is."""
+
+    def __init__(self, events: Iterator[Event]) -> None:
+        self.events = events
+        self.spans: dict[Path, Span] = {}
+        self.keys: dict[Path, Span] = {}
+
+    def document(self) -> Document:
+        data = None
+        for event in self.events:
+            if isinstance(event, NodeEvent):
+                data = self.node(event, ())
+        return Document(data, self.spans, self.keys)
+
+    def node(self, event: Event, path: Path) -> Any:
+        self.spans[path] = _span(event)
+        if isinstance(event, ScalarEvent):
+            return _scalar(event)
+        if isinstance(event, SequenceStartEvent):
+            items: list[Any] = []
+            while not isinstance(item := next(self.events), CollectionEndEvent):
+                items.append(self.node(item, (*path, len(items))))
+            return items
+        return self.mapping(path)
+
+    def mapping(self, path: Path) -> dict[str, Any]:
+        fields: dict[str, Any] = {}
+        while not isinstance(event := next(self.events), CollectionEndEvent):
+            if not isinstance(event, ScalarEvent):
+                raise YamlError("a key must be a plain word", _span(event))
+            key = str(event.value)
+            if key in fields:
+                first = self.keys[*path, key]
+                raise YamlError(f"'{key}' stands twice, first in line {first.line}", _span(event))
+            self.keys[*path, key] = _span(event)
+            fields[key] = self.node(next(self.events), (*path, key))
+        return fields
+
+
+def _span(event: Event) -> Span:
+    start, end = event.start_mark, event.end_mark
+    assert start and end  # noqa: S101 - a parsed event has both
+    column = start.column + 1
+    one_line = end.line == start.line and end.column > start.column
+    quoted = isinstance(event, ScalarEvent) and event.style in ("'", '"')
+    return Span(start.line + 1, column, end.column + 1 if one_line else column + 1, int(quoted))
+
+
+def _scalar(event: ScalarEvent) -> Any:
+    """The value by YAML 1.2's core schema; quoted scalars are strings."""
+    text = str(event.value)
+    if event.style in ("'", '"', "|", ">"):
+        return text
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INT.fullmatch(text):
+        return int(text)
+    if other := _OTHER_INT.fullmatch(text):
+        return int(other[1], 8) if other[1] else int(other[2], 16)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    return text

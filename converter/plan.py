@@ -1,0 +1,533 @@
+"""(specs, rules) → plan: every step, every problem, before any value is read.
+
+A plan is a ledger.  Every source tensor is mapped, dropped for a stated reason, or a problem; every
+target is made exactly once, or a problem.  Ops are applied to views without data, so what a plan
+says of shapes is what the engine will do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from converter.errors import Diagnostic, MappingError, OpError
+from converter.language.load import load
+from converter.language.names import Bindings, Template, TemplateError, parse
+from converter.language.rules import Drop, Make, Rule, Rules
+from converter.layout import Array, Computed, View
+from converter.tensors import Checkpoint, Tensor, TensorSpec, dtype_of
+
+CONTRACT = "converter.contract"  # the metadata key under which an output carries its contract
+NEAR = 3  # names suggested for one that did not match
+MAX_SUGGESTED = 50  # unmatched names for which suggestions are looked up
+
+
+class _Nothing:
+    """A storage without data, for inferring shapes."""
+
+    def __init__(self, spec: TensorSpec) -> None:
+        self.dtype = spec.dtype
+        self.size = spec.size
+
+    def read(self, start: int, out: Array) -> None:
+        """Plans read nothing."""
+        raise AssertionError("a plan never reads values")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What makes one target: its sources, and the rule whose ops turn them into it.
+
+    `piece` is which of the rule's results it is; `doubts` is what no shape can confirm.
+    """
+
+    target: str
+    spec: TensorSpec
+    sources: tuple[str, ...]
+    rule: Rule | Make
+    piece: int = 0
+    pieces: int = 1
+    doubts: tuple[str, ...] = ()
+
+    def view(self, sources: Mapping[str, Tensor]) -> View:
+        """The target's values, not yet computed."""
+        if isinstance(self.rule, Make):
+            return _constant(self.spec, self.rule.fill)
+        views = [sources[name].view for name in self.sources]
+        return _apply(self.rule, views, self.pieces)[self.piece]
+
+    @property
+    def exactness(self) -> str:
+        """`exact`, `rounding` or `lossy`: the worst of its ops."""
+        if isinstance(self.rule, Make):
+            return "exact"
+        kinds = {op.exactness for op in self.rule.ops}
+        return next((kind for kind in ("lossy", "rounding") if kind in kinds), "exact")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The ledger of one conversion: what is made, what is dropped, what is wrong."""
+
+    rules: Rules
+    sources: Mapping[str, TensorSpec]
+    steps: tuple[Step, ...]
+    dropped: Mapping[str, str]  # source name → reason
+    left: tuple[str, ...]  # source names outside the scope or the selection
+    problems: tuple[Diagnostic, ...]
+
+    @property
+    def errors(self) -> tuple[Diagnostic, ...]:
+        """The problems that forbid to go on."""
+        return tuple(problem for problem in self.problems if problem.severity == "error")
+
+    @property
+    def specs(self) -> dict[str, TensorSpec]:
+        """Every target with its spec."""
+        return {step.target: step.spec for step in self.steps}
+
+    @property
+    def made(self) -> tuple[Step, ...]:
+        """The targets that have no source."""
+        return tuple(step for step in self.steps if isinstance(step.rule, Make))
+
+    @cached_property
+    def source_nbytes(self) -> int:
+        """Bytes of the source tensors that are used."""
+        used = {name for step in self.steps for name in step.sources}
+        return sum(self.sources[name].nbytes for name in used)
+
+    @cached_property
+    def target_nbytes(self) -> int:
+        """Bytes of all targets."""
+        return sum(step.spec.nbytes for step in self.steps)
+
+    def check(self) -> Plan:
+        """This plan; raises `MappingError` with all errors when there are any."""
+        if self.errors:
+            raise MappingError(self.errors)
+        return self
+
+    def apply(self, source: Checkpoint) -> Checkpoint:
+        """The mapped checkpoint: a checkpoint like any other, nothing read yet."""
+        self.check()
+        tensors = {step.target: Tensor(step.view(source)) for step in self.steps}
+        kept = {key: value for key, value in source.metadata.items() if key != CONTRACT}
+        contract = self.rules.target_contract
+        if contract:
+            kept[CONTRACT] = json.dumps(dict(contract), sort_keys=True)
+        return Checkpoint(
+            tensors,
+            source.format,
+            source.path,
+            kept,
+            self._ties(source),
+            on_close=source.close,
+        )
+
+    def _ties(self, source: Checkpoint) -> tuple[tuple[str, ...], ...]:
+        """Groups of targets that plain renames make of tied sources."""
+        renamed = {
+            step.sources[0]: step.target
+            for step in self.steps
+            if isinstance(step.rule, Rule) and not step.rule.ops
+        }
+        groups = (tuple(renamed[n] for n in group if n in renamed) for group in source.ties)
+        return tuple(group for group in groups if len(group) > 1)
+
+
+@dataclass(frozen=True)
+class Port:
+    """A mapping, ready to use: rules, and what can be done with them."""
+
+    rules: Rules
+
+    def plan(self, source: Checkpoint | Mapping[str, TensorSpec]) -> Plan:
+        """The plan for a checkpoint (or its specs); never reads values."""
+        if isinstance(source, Checkpoint):
+            return plan(self.rules, source.specs, source.metadata)
+        return plan(self.rules, source, {})
+
+    def __call__(self, source: Checkpoint) -> Checkpoint:
+        """The mapped checkpoint, lazily; `MappingError` when the plan has errors."""
+        return self.plan(source).apply(source)
+
+    def inverse(self) -> Port:
+        """The way back; `MappingError` when a rule has none."""
+        return Port(self.rules.inverse())
+
+    def scoped(self, source: str = "", target: str = "") -> Port:
+        """The mapping under a prefix on either side; source names outside it are left alone."""
+        return Port(self.rules.scoped(source, target))
+
+    def only(self, chosen: Callable[[str], bool]) -> Port:
+        """The mapping for the sources or targets that are chosen; the rest is left alone."""
+        return Port(self.rules.selecting(chosen))
+
+
+def port(name: str | Path, *, sizes: Mapping[str, int] | None = None) -> Port:
+    """The mapping of a shipped name or a file, ready to use; `sizes` override the file's.
+
+    Raises `MappingError` with every problem of the file, `NotFoundError` when there is none.
+    """
+    return Port(load(name, sizes))
+
+
+def identity() -> Port:
+    """The mapping that changes nothing: every tensor keeps its name."""
+    source, target = parse(["{name:path}", "{name}"], {})
+    return Port(Rules((Rule((source,), (target,)),)))
+
+
+def plan(
+    rules: Rules, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] | None = None
+) -> Plan:
+    """Work out every step for these source tensors; problems are in the plan, never raised."""
+    return _Planner(rules, specs).plan(metadata or {})
+
+
+@dataclass
+class _Group:
+    """The sources of one application of a rule: per source template, (extra holes, name)."""
+
+    bindings: Bindings
+    members: list[list[tuple[Bindings, str]]]
+
+
+@dataclass
+class _Planner:
+    rules: Rules
+    specs: Mapping[str, TensorSpec]
+    problems: list[Diagnostic] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    dropped: dict[str, str] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+
+    def plan(self, metadata: Mapping[str, str]) -> Plan:
+        self.check_contract(metadata)
+        groups: dict[int, dict[tuple[Any, ...], _Group]] = defaultdict(dict)
+        unmatched = [name for name in self.specs if not self.claim(name, groups)]
+        for index, rule in enumerate(self.rules.rules):
+            if index not in groups and not rule.optional and self.rules.only is None:
+                self.rule_unused(rule)
+            for group in groups[index].values():
+                self.apply(rule, group)
+        for make in self.rules.makes:
+            self.make(make)
+        if self.rules.only is not None:
+            self.select()
+        self.check_targets()
+        self.report_unmatched(unmatched)
+        if not self.steps and not self.problems:
+            self.problems.append(Diagnostic("PLN211", "nothing would be converted"))
+        return Plan(
+            self.rules,
+            self.specs,
+            tuple(self.steps),
+            self.dropped,
+            tuple(self.left),
+            tuple(self.problems),
+        )
+
+    def claim(self, name: str, groups: dict[int, dict[tuple[Any, ...], _Group]]) -> bool:
+        """Find the one rule or drop that a source name belongs to; False when there is none."""
+        if not name.startswith(self.rules.within):
+            self.left.append(name)
+            return True
+        claims: list[Rule | Drop] = []
+        for index, rule in enumerate(self.rules.rules):
+            for nth, template in enumerate(rule.sources):
+                bindings = template.match(name)
+                if bindings is not None and not self.excluded(rule, name, bindings):
+                    claims.append(rule)
+                    self.join(groups[index], rule, nth, bindings, name)
+        drop = next((drop for drop in self.rules.drops if drop.matches(name)), None)
+        if drop is not None:
+            self.dropped[name] = drop.because
+            claims.append(drop)
+        if len(claims) > 1:
+            self.claimed_twice(name, claims)
+        return bool(claims)
+
+    @staticmethod
+    def excluded(rule: Rule, name: str, bindings: Bindings) -> bool:
+        """Does the rule leave this name, or a target of it, to others?"""
+        if any(selector(name) for selector in rule.source_except):
+            return True
+        for template in rule.targets if rule.target_except else ():
+            if template.holes <= bindings.keys():
+                try:
+                    target = template.format(bindings)
+                except TemplateError:
+                    continue
+                if any(selector(target) for selector in rule.target_except):
+                    return True
+        return False
+
+    def join(
+        self,
+        groups: dict[tuple[Any, ...], _Group],
+        rule: Rule,
+        nth: int,
+        bindings: Bindings,
+        name: str,
+    ) -> None:
+        """Add a source to the application of a rule that its shared holes say."""
+        shared = frozenset[str]().union(*(template.holes for template in rule.targets))
+        key = {hole: value for hole, value in bindings.items() if hole in shared}
+        extra = {hole: value for hole, value in bindings.items() if hole not in shared}
+        group = groups.setdefault(
+            tuple(sorted(key.items())), _Group(key, [[] for _ in rule.sources])
+        )
+        group.members[nth].append((extra, name))
+
+    def apply(self, rule: Rule, group: _Group) -> None:
+        """Plan the targets of one application of a rule."""
+        names = self.gathered(rule, group)
+        if names is None:
+            return
+        ghosts = [View.over(_Nothing(self.specs[n]), self.specs[n].shape) for n in names]
+        doubts: list[str] = []
+        try:
+            views = _apply(rule, ghosts, len(rule.targets), doubts)
+            targets = self.targets(rule, group.bindings, len(views))
+        except OpError as error:
+            self.op_does_not_fit(rule, names, error)
+            return
+        except TemplateError as error:
+            self.problems.append(
+                rule.place.diagnostic("PLN206", str(error), tensor=names[0], found=names[0])
+            )
+            return
+        for piece, (target, view) in enumerate(zip(targets, views, strict=True)):
+            spec = TensorSpec(view.shape, view.dtype)
+            step = Step(target, spec, tuple(names), rule, piece, len(rule.targets), tuple(doubts))
+            self.steps.append(step)
+
+    def gathered(self, rule: Rule, group: _Group) -> list[str] | None:
+        """The group's source names in order; None after noting what is missing."""
+        names: list[str] = []
+        for template, members in zip(rule.sources, group.members, strict=True):
+            if not members:
+                known = next(name for row in group.members for _, name in row)
+                missing = _wanted(template, group.bindings)
+                self.problems.append(
+                    rule.place.diagnostic(
+                        "PLN205",
+                        f"'{missing}' is missing, which the rule needs beside '{known}'",
+                        tensor=missing,
+                        hint=_did_you_mean(missing, self.specs),
+                    )
+                )
+                return None
+            members.sort(key=lambda member: sorted(member[0].items()))
+            names += [name for _, name in members]
+            counted = [next(iter(extra.values())) for extra, _ in members if len(extra) == 1]
+            numbers = [value for value in counted if isinstance(value, int)]
+            if numbers and numbers != list(range(len(numbers))):
+                gap = next(k for k, value in enumerate(numbers) if k != value)
+                self.problems.append(
+                    rule.place.diagnostic(
+                        "PLN205",
+                        f"`{template.text}`: number {gap} is missing between its first and last",
+                        tensor=names[-1],
+                        found=", ".join(map(str, numbers)),
+                        hint="numbers gather from 0 without gaps; write {i+1} where names count "
+                        "from 1",
+                    )
+                )
+                return None
+        return names
+
+    @staticmethod
+    def targets(rule: Rule, bindings: Bindings, count: int) -> list[str]:
+        """The names of the results: one for each target template, or numbered by its own hole."""
+        first = rule.targets[0]
+        new = sorted(first.holes - bindings.keys())
+        if len(rule.targets) == 1 and len(new) == 1:
+            return [first.format({**bindings, new[0]: number}) for number in range(count)]
+        if len(rule.targets) != count:
+            raise OpError(
+                "the rule's ops do not give one tensor for each target",
+                expected=f"{len(rule.targets)} tensors",
+                found=f"{count} tensors",
+            )
+        return [template.format(bindings) for template in rule.targets]
+
+    def make(self, make: Make) -> None:
+        """Plan a constant's targets."""
+        dtype = dtype_of(make.dtype)
+        if make.each is None:
+            self.steps.append(Step(make.target.text, TensorSpec(make.shape or (), dtype), (), make))
+            return
+        for name, spec in self.specs.items():
+            bindings = make.each.match(name)
+            if bindings is not None:
+                shape = spec.shape if make.shape is None else make.shape
+                target = make.target.format(bindings)
+                self.steps.append(Step(target, TensorSpec(shape, dtype), (), make))
+
+    def select(self) -> None:
+        """Keep the steps whose target, or a source, is chosen; leave the other sources alone."""
+        chosen = self.rules.only or (lambda _: True)
+        kept = [s for s in self.steps if chosen(s.target) or any(map(chosen, s.sources))]
+        used = {name for step in kept for name in step.sources}
+        mapped = {name for step in self.steps for name in step.sources}
+        self.left += [name for name in self.specs if name in mapped - used]
+        self.steps = kept
+
+    # What can be wrong, each said once, with the place of the rule.
+
+    def check_contract(self, metadata: Mapping[str, str]) -> None:
+        """A checkpoint that carries a contract must carry the one that the mapping expects."""
+        try:
+            carried = json.loads(metadata.get(CONTRACT, "{}"))
+        except ValueError:
+            carried = None
+        if not isinstance(carried, dict):
+            self.problems.append(Diagnostic("PLN210", "the source's contract cannot be read"))
+            return
+        for key, wanted in self.rules.source_contract.items():
+            if key in carried and carried[key] != wanted:
+                self.problems.append(
+                    Diagnostic(
+                        "PLN210",
+                        f"the source's contract says another {key}",
+                        path=self.rules.path,
+                        expected=f"{key}: {wanted}",
+                        found=f"{key}: {carried[key]}",
+                        hint="has it been converted before? applied twice, a reversal undoes itself",
+                    )
+                )
+
+    def rule_unused(self, rule: Rule) -> None:
+        texts = ", ".join(f"`{template.text}`" for template in rule.sources)
+        near = _did_you_mean(rule.sources[0].text, self.specs)
+        self.problems.append(
+            rule.place.diagnostic(
+                "PLN202",
+                f"the rule matches nothing: no tensor is called {texts}",
+                hint=near or "if that is all right, mark the rule `optional: true`",
+            )
+        )
+
+    def claimed_twice(self, name: str, claims: Sequence[Rule | Drop]) -> None:
+        others = " and ".join(_claim_text(claim) for claim in claims)
+        self.problems.append(
+            claims[-1].place.diagnostic(
+                "PLN203",
+                f"'{name}' is claimed more than once: by {others}",
+                tensor=name,
+                hint="leave it to one of them with `except`",
+            )
+        )
+
+    def op_does_not_fit(self, rule: Rule, names: Sequence[str], error: OpError) -> None:
+        nth = getattr(error, "op_index", None)
+        place = rule.place if nth is None else rule.op_places[nth]
+        self.problems.append(
+            place.diagnostic(
+                error.code,
+                f"{error.message} ({', '.join(names)})",
+                tensor=names[0],
+                expected=error.expected,
+                found=error.found,
+                hint=error.hint,
+            )
+        )
+
+    def check_targets(self) -> None:
+        """Every target must be made once."""
+        makers: dict[str, Step] = {}
+        for step in self.steps:
+            other = makers.setdefault(step.target, step)
+            if other is not step:
+                first = f"{other.rule.place} (from {', '.join(other.sources) or 'a constant'})"
+                self.problems.append(
+                    step.rule.place.diagnostic(
+                        "PLN204",
+                        f"'{step.target}' is made twice: here from "
+                        f"{', '.join(step.sources) or 'a constant'}, and by {first}",
+                        tensor=step.target,
+                    )
+                )
+
+    def report_unmatched(self, names: Sequence[str]) -> None:
+        """A source tensor that nothing claims is an error: it is mapped or dropped, never lost."""
+        only = self.rules.only
+        for count, name in enumerate(names):
+            if only is not None and not only(name):
+                self.left.append(name)
+                continue
+            near = self.near_rules(name) if count < MAX_SUGGESTED else ""
+            self.problems.append(
+                Diagnostic(
+                    "PLN201",
+                    f"no rule takes '{name}' ({self.specs[name]})",
+                    path=self.rules.path,
+                    tensor=name,
+                    hint=near or "add a rule, or drop it with a reason",
+                )
+            )
+
+    def near_rules(self, name: str) -> str:
+        texts = {t.text: rule for rule in self.rules.rules for t in rule.sources}
+        near = difflib.get_close_matches(name, texts, 1)
+        return f"the nearest rule is `{near[0]}` at {texts[near[0]].place}" if near else ""
+
+
+def _apply(
+    rule: Rule, views: Sequence[View], pieces: int, doubts: list[str] | None = None
+) -> list[View]:
+    """Run a rule's ops over views; notes doubts when a list is given for them."""
+    result = list(views)
+    for index, op in enumerate(rule.ops):
+        try:
+            if doubts is not None:
+                doubts += [text for text in op.doubts(result) if text not in doubts]
+            result = op.apply(result, pieces)
+        except OpError as error:
+            error.op_index = index  # type: ignore[attr-defined]
+            raise
+    return result
+
+
+def trace(rule: Rule, specs: Sequence[TensorSpec], pieces: int) -> Iterator[list[TensorSpec]]:
+    """The specs after each op of a rule."""
+    views = [View.over(_Nothing(spec), spec.shape) for spec in specs]
+    for op in rule.ops:
+        views = op.apply(views, pieces)
+        yield [TensorSpec(view.shape, view.dtype) for view in views]
+
+
+def _constant(spec: TensorSpec, fill: float) -> View:
+    def compute() -> Array:
+        return np.full(spec.shape, fill, spec.dtype)
+
+    return View.over(Computed(spec.size, spec.dtype, compute), spec.shape)
+
+
+def _wanted(template: Template, bindings: Bindings) -> str:
+    try:
+        return template.format(bindings)
+    except (TemplateError, KeyError):
+        return template.text
+
+
+def _claim_text(claim: Rule | Drop) -> str:
+    if isinstance(claim, Rule):
+        return f"the rule `{claim}` ({claim.place})"
+    return f"the drop `{claim.matches.text}` ({claim.place})"
+
+
+def _did_you_mean(name: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(name, list(known)[:20000], NEAR, 0.6)
+    return f"near names: {', '.join(near)}" if near else ""
