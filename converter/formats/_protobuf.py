@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from converter.errors import CorruptFileError
 
 VARINT, FIXED64, LENGTH, FIXED32 = 0, 1, 2, 5
+_FIXED = {FIXED64: 8, FIXED32: 4}  # bytes
 MORE, BITS = 0x80, 0x7F  # of a byte of a varint: whether another follows, and its part
 LONGEST = 10  # bytes of a varint of 64 bits
 _PIECE = 1 << 20  # bytes of packed varints that are decoded at a time
@@ -73,15 +74,18 @@ def fields(data: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int, 
         tag, at = read_varint(data, at, end)
         wire = tag & 7
         first, value = at, 0
-        if wire in {VARINT, LENGTH}:
-            value, at = read_varint(data, at, end)
-        if wire == LENGTH:
-            first = at
-        stop = at + {VARINT: 0, FIXED64: 8, LENGTH: value, FIXED32: 4}.get(wire, -1)
-        if tag >> 3 == 0 or not at <= stop <= end:
-            raise CorruptFileError("a message is not one: a field does not fit into it")
-        if wire in {FIXED64, FIXED32}:
+        if wire == VARINT:
+            value, stop = read_varint(data, at, end)
+        elif wire == LENGTH:
+            value, first = read_varint(data, at, end)
+            stop = first + value
+        elif wire in _FIXED:
+            stop = at + _FIXED[wire]
             value = int.from_bytes(data[at:stop], "little")
+        else:
+            raise CorruptFileError("a message has a field of an unknown wire type", found=wire)
+        if stop > end or tag < 1 << 3:
+            raise CorruptFileError("a message is not one: a field does not fit into it")
         yield tag, value, first, stop
         at = stop
 

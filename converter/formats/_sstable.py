@@ -16,7 +16,7 @@ Integers are little-endian; keys are bytes in strictly rising order.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, overload
 
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import ChecksumError, CorruptFileError, LimitError
-from converter.files import Checksum, File, StagedFile, crc32c
+from converter.files import Checksum, File, crc32c
 from converter.formats._protobuf import Buffer, read_varint, varint
 
 MAGIC = bytes.fromhex("57fb808b247547db")
@@ -343,8 +343,9 @@ class _Builder:
 class TableWriter:
     """Writes a table as TensorFlow does, byte for byte; keys must come in rising order."""
 
-    def __init__(self, file: StagedFile) -> None:
-        self._file = file
+    def __init__(self, append: Callable[[bytes | NDArray[Any]], object]) -> None:
+        self._append = append
+        self._size = 0  # bytes written
         self._block = _Builder(RESTART_INTERVAL)
         self._index = _Builder(1)
         self._count = 0  # entries in the open block
@@ -376,7 +377,7 @@ class TableWriter:
         if self._pending is not None:
             self._index.add(_successor(self._last), self._pending)
         handles = metaindex + self._write([self._index.finish()])
-        self._file.append(handles.ljust(FOOTER - len(MAGIC), b"\0") + MAGIC)
+        self._append(handles.ljust(FOOTER - len(MAGIC), b"\0") + MAGIC)
 
     def _flush(self) -> None:
         if self._count:
@@ -386,16 +387,26 @@ class TableWriter:
 
     def _write(self, *parts: Iterable[bytes | NDArray[Any]]) -> bytes:
         """Write a block that comes in pieces; its handle for the index."""
-        start = self._file.size
-        crc = 0
+        size = crc = 0
         for part in (*parts, [bytes([RAW])]):
             for piece in part:
-                data = piece if isinstance(piece, bytes) else piece.view(np.uint8)
-                crc = crc32c(data, crc)
-                self._file.append(data)
-        size = self._file.size - start - 1
-        self._file.append(mask(crc).to_bytes(4, "little"))
-        return varint(start) + varint(size)
+                crc = crc32c(piece, crc)
+                self._append(piece)
+                size += len(piece) if isinstance(piece, bytes) else piece.nbytes
+        self._append(mask(crc).to_bytes(4, "little"))
+        start = self._size
+        self._size += size + 4
+        return varint(start) + varint(size - 1)
+
+
+def table_bytes(entries: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """A whole table in memory, of keys in rising order and their values."""
+    pieces: list[bytes | NDArray[Any]] = []
+    table = TableWriter(pieces.append)
+    for key, value in entries:
+        table.add(key, [value], len(value))
+    table.finish()
+    return b"".join(map(_raw, pieces))
 
 
 def _raw(piece: bytes | NDArray[Any]) -> bytes:

@@ -82,6 +82,8 @@ DTYPES: Mapping[int, np.dtype[Any]] = {
     **{number: np.dtype(name) for number, name in _QUANTIZED.items()},
 }
 
+_CONTROL = re.compile(r"[\0-\x1f\x7f]")
+
 Slice = tuple[tuple[int, int], ...]  # (start, length) an axis, -1: the whole axis, as it is stored
 Box = tuple[tuple[int, int], ...]  # [start, stop) an axis
 
@@ -118,7 +120,7 @@ def decoded_name(key: bytes) -> tuple[str, str]:
         name = key.decode()
     except UnicodeDecodeError:
         return key.decode(errors="backslashreplace"), "its name is not valid UTF-8"
-    if any(character < " " or character == "\x7f" for character in name):
+    if _CONTROL.search(name):
         return repr(name)[1:-1], "its name holds control characters"
     return name, ""
 

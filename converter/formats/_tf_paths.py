@@ -73,7 +73,9 @@ def located(path: Path) -> Place:
 
 def _named(path: Path) -> Place | None:
     """What lies under a file name or a prefix."""
-    index = path.with_name(path.name + ".index") if path.name else path
+    if path.name in {"", ".."}:
+        return None
+    index = path.with_name(path.name + ".index")
     if index.is_file():
         return Place(V2, (index,))
     if path.is_file():

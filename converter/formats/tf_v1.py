@@ -97,6 +97,11 @@ _FIELDS: Mapping[np.dtype[Any], _Field] = {
 }
 
 
+def _is_fixed(dtype: np.dtype[Any]) -> bool:
+    """Whether values are stored as they are in memory, so that their size is known."""
+    return _FIELDS[dtype].wire in {FIXED32, FIXED64}
+
+
 def recognise(probe: Probe) -> bool:
     """Whether the path is, or belongs to, a V1 checkpoint."""
     return claims(probe.path, 1)
@@ -230,7 +235,7 @@ class _Value:
 
     def storage(self) -> Storage:
         """Its elements; nothing is looked for before they are read."""
-        if _FIELDS[self.dtype].wire in {FIXED32, FIXED64}:
+        if _is_fixed(self.dtype):
             return _Floats(self)
         return Computed(self.size, self.dtype, self.array)
 
@@ -326,11 +331,8 @@ def _proto(data: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int]]
 
 def _narrowed(values: NDArray[np.uint64], dtype: np.dtype[Any]) -> Array:
     """Numbers as they were before they became varints."""
-    if dtype == np.dtype(bool):
-        return values != 0
     wide = values.view(np.int64)
-    bits = np.dtype(np.uint16) if dtype.kind == "f" else dtype
-    narrow: Array = wide.astype(bits)
+    narrow: Array = wide.astype(np.uint16 if dtype.kind == "f" else dtype)
     if not np.array_equal(narrow, wide):
         raise CorruptFileError(f"a value is out of the range of {dtype}")
     restored: Array = narrow.view(dtype)
@@ -378,8 +380,9 @@ class _Sink:
         self.order = sorted(specs, key=self._keys.__getitem__)
         self._waiting: dict[str, list[Array]] = {}
         self._done = 0  # tensors in the file
-        self._publication = Publication(self.files, overwrite=overwrite)
-        self._table = TableWriter(self._publication.files[0])
+        nbytes = sum(spec.nbytes for spec in specs.values() if _is_fixed(spec.dtype))
+        self._publication = Publication(self.files, overwrite=overwrite, nbytes=nbytes)
+        self._table = TableWriter(self._publication.files[0].append)
         meta = _meta_bytes(specs)
         self._table.add(b"", [meta], len(meta))
 
@@ -411,7 +414,7 @@ class _Sink:
         spec = self._specs[name]
         where = _FIELDS[spec.dtype]
         with context(path=self.files[0], tensor=name):
-            if where.wire in {FIXED32, FIXED64}:
+            if _is_fixed(spec.dtype):
                 nbytes, pieces = spec.nbytes, _checked(chunks, spec)
             else:
                 payload = _encoded(chunks, spec)

@@ -28,10 +28,12 @@ from converter.errors import (
     ChecksumError,
     CorruptFileError,
     NotFoundError,
+    RefusedError,
+    SourceError,
     TargetError,
     context,
 )
-from converter.files import Checksum, File, Publication, Region, crc32c
+from converter.files import Checksum, File, Interim, Publication, Region, crc32c
 from converter.formats import Probe, _tf
 from converter.formats._protobuf import (
     FIXED32,
@@ -44,7 +46,7 @@ from converter.formats._protobuf import (
     signed,
     varint,
 )
-from converter.formats._sstable import Table, TableWriter, mask, unmask
+from converter.formats._sstable import Table, mask, table_bytes, unmask
 from converter.formats._tf import (
     DTYPES,
     NUMBERS,
@@ -274,8 +276,7 @@ class _Bundle:
                     expected=f"one of {self.shards}",
                     found=entry.shard,
                 )
-            suffix = f".data-{entry.shard:05}-of-{self.shards:05}"
-            file = _Shard(self.index.with_suffix(suffix))
+            file = _Shard(self.index.with_suffix(_data_suffix(entry.shard, self.shards)))
             self._files[entry.shard] = file
         if min(entry.offset, entry.size) < 0 or entry.offset + entry.size > file.size:
             raise CorruptFileError(
@@ -388,25 +389,25 @@ class _Sink:
     """
 
     def __init__(self, path: Path, specs: Mapping[str, TensorSpec], *, overwrite: bool) -> None:
-        prefix = path.with_suffix("") if path.suffix == ".index" else path
-        self.files = tuple(
-            prefix.with_name(prefix.name + suffix) for suffix in (".data-00000-of-00001", ".index")
-        )
+        self._prefix = path.with_suffix("") if path.suffix == ".index" else path
+        index = self._path(".index")
+        self.files = (self._path(_data_suffix(0, 1)), index)
         names = sorted(specs, key=str.encode)
         self.order = sorted(names, key=lambda name: specs[name].dtype == STRING)
         self._specs = specs
         self._offsets: dict[str, int] = {}
-        end = 0
+        self._end = 0
         for name in self.order:
             if specs[name].dtype != STRING:
-                self._offsets[name] = end
-                end += specs[name].nbytes
-        self._end = end
-        self._entries: dict[str, bytes] = {}
+                self._offsets[name] = self._end
+                self._end += specs[name].nbytes
+        self._written: dict[str, tuple[int, int, int]] = {}  # offset, bytes and crc of each
         self._strings: dict[str, tuple[bytes, int]] = {}
-        self._publication = Publication(self.files, overwrite=overwrite)
+        self._replaced = _data_files(index) if overwrite else []
+        self._publication = Publication(self.files, overwrite=overwrite, nbytes=self._end)
 
     def write(self, name: str, chunks: Iterable[Array]) -> None:
+        """Take a tensor as consecutive 1-D C-order pieces."""
         spec = self._specs[name]
         with context(path=self.files[0], tensor=name):
             if spec.dtype == STRING:
@@ -421,37 +422,67 @@ class _Sink:
                 data.write(offset + done, stored)
                 done += stored.nbytes
             check_complete(done, spec.nbytes)
-            self._entries[name] = _entry_bytes(spec, offset, done, crc)
+            self._written[name] = offset, done, crc
 
     def commit(self) -> None:
+        """Publish: afterwards the target is complete and durable."""
         data, index = self._publication.files
         for name in self.order:
             if name in self._strings:
                 stored, crc = self._strings[name]
-                self._entries[name] = _entry_bytes(self._specs[name], self._end, len(stored), crc)
                 data.write(self._end, stored)
+                self._written[name] = self._end, len(stored), crc
                 self._end += len(stored)
-        header = number(1, 1) + message(3, number(1, 1))
-        table = TableWriter(index)
-        table.add(b"", [header], len(header))
-        for key, name in sorted((name.encode(), name) for name in self._specs):
-            entry = self._entries.get(name)
-            if entry is None:
+            elif name not in self._written:
                 raise TargetError("the tensor was never written", path=self.files[0], tensor=name)
-            table.add(key, [entry], len(entry))
-        table.finish()
-        self._publication.commit()
+        index.write(0, self._index(0, 1))
+        self._publication.commit(interim=self._interim, obsolete=lambda: self._replaced)
 
     def abort(self) -> None:
+        """Leave nothing behind; harmless after `commit`."""
         self._publication.abort()
 
+    def _path(self, suffix: str) -> Path:
+        return self._prefix.with_name(self._prefix.name + suffix)
 
-def _entry_bytes(spec: TensorSpec, offset: int, nbytes: int, crc: int) -> bytes:
+    def _interim(self, attempt: int) -> Interim:
+        """The data as the last of several shards, of which the others hold nothing."""
+        shard, shards = attempt, attempt + 1
+        return Interim([self._path(_data_suffix(shard, shards))], self._index(shard, shards))
+
+    def _index(self, shard: int, shards: int) -> bytes:
+        """The index, for data that lie in one shard of several."""
+        header = number(1, shards) + message(3, number(1, 1))
+        entries = {
+            name.encode(): _entry_bytes(spec, shard, *self._written[name])
+            for name, spec in self._specs.items()
+        }
+        return table_bytes([(b"", header), *sorted(entries.items())])
+
+
+def _data_suffix(shard: int, shards: int) -> str:
+    return f".data-{shard:05}-of-{shards:05}"
+
+
+def _data_files(index: Path) -> list[Path]:
+    """The data files of a checkpoint that is to be overwritten; none when it cannot be read."""
+    if not index.exists():
+        return []
+    try:
+        bundle = _Bundle(index)
+    except (SourceError, RefusedError):
+        return []
+    used = {entry.shard for entry in bundle.entries.values()}
+    return [index.with_suffix(_data_suffix(shard, bundle.shards)) for shard in sorted(used)]
+
+
+def _entry_bytes(spec: TensorSpec, shard: int, offset: int, nbytes: int, crc: int) -> bytes:
     """A BundleEntryProto."""
     return b"".join(
         (
             number(1, NUMBERS[spec.dtype]),
             message(2, shape_bytes(spec.shape)),
+            number(3, shard),
             number(4, offset),
             number(5, nbytes),
             varint(6 << 3 | FIXED32) + mask(crc).to_bytes(4, "little"),
