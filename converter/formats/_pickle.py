@@ -47,8 +47,9 @@ from converter.errors import (
 MAX_OPCODES = 10_000_000
 MAX_DEPTH = 1_000  # of marks inside marks
 MAX_MEMO = 1_000_000
-MAX_LINE = 1 << 20  # bytes of a name, or of a number in text
+MAX_LINE = 1 << 20  # bytes of an argument in text
 MAX_INTEGER = 1024  # bytes
+MAX_DIGITS = 4096
 MAX_KEY = 1_000  # values inside one key, and odd keys given to one constructor
 MAX_ODD_KEYS = 10_000  # see `_is_odd`
 SPARE_COPIES = 100_000  # see `Unpickler._charge`
@@ -261,14 +262,12 @@ class Unpickler:
         self.position = stop
         return data
 
-    def line(self) -> str:
+    def line(self) -> bytes:
         """The next bytes up to a line feed."""
         stop = self._data.find(b"\n", self.position, self.position + MAX_LINE)
         if stop < 0:
             raise CorruptFileError(f"a line of {self._where} does not end", offset=self._opcode)
-        data = self.take(stop - self.position)
-        self.position += 1
-        return data.decode()
+        return self.take(stop + 1 - self.position)[:-1]
 
     def unpack(self, layout: str) -> Any:
         """The next number."""
@@ -294,6 +293,8 @@ class Unpickler:
 
     def stub(self, module: Any, name: Any) -> Stub:
         """The one `Stub` of this global."""
+        if isinstance(module, bytes) and isinstance(name, bytes):
+            module, name = module.decode(), name.decode()
         if not isinstance(module, str) or not isinstance(name, str):
             raise TypeError("the name of a global is not text")
         return self._stubs.setdefault((module, name), Stub(module, name))
@@ -408,7 +409,7 @@ def _old_text(data: bytes) -> str | bytes:
 
 
 def _quoted(machine: Unpickler) -> str | bytes:
-    line = machine.line().encode()
+    line = machine.line()
     if len(line) < 2 or line[:1] not in (b"'", b'"') or line[-1:] != line[:1]:  # noqa: PLR2004
         raise ValueError("a string without quotes")
     data, _ = codecs.escape_decode(line[1:-1])
@@ -427,9 +428,9 @@ def _long(layout: str) -> Opcode:
 
 def _line_integer(machine: Unpickler) -> int:
     text = machine.line()
-    if len(text) > MAX_INTEGER:
-        raise machine.limit(f"{MAX_INTEGER} digits in an integer")
-    return {"00": False, "01": True}[text] if text in ("00", "01") else int(text.rstrip("L"))
+    if len(text) > MAX_DIGITS:
+        raise machine.limit(f"{MAX_DIGITS} digits in an integer")
+    return {b"00": False, b"01": True}[text] if text in (b"00", b"01") else int(text.rstrip(b"L"))
 
 
 def _protocol(machine: Unpickler) -> None:
@@ -539,7 +540,7 @@ _OPCODES: Mapping[bytes, Opcode] = {
     b"S": _push(_quoted),
     b"T": _counted("<i", _old_text),
     b"U": _counted("<B", _old_text),
-    b"V": _push(lambda machine: machine.line().encode("latin-1").decode("raw-unicode-escape")),
+    b"V": _push(lambda machine: machine.line().decode("raw-unicode-escape")),
     b"X": _counted("<I", _text),
     b"\x8c": _counted("<B", _text),
     b"\x8d": _counted("<Q", _text),
@@ -585,7 +586,7 @@ _OPCODES: Mapping[bytes, Opcode] = {
     b"i": _push(_instance),
     b"o": _push(_object),
     b"b": _build,
-    b"P": _push(lambda machine: _persistent(machine, machine.line())),
+    b"P": _push(lambda machine: _persistent(machine, machine.line().decode())),
     b"Q": _push(lambda machine: _persistent(machine, machine.stack.pop())),
     # framing
     b"\x80": _protocol,

@@ -42,6 +42,7 @@ _CENTRAL = struct.Struct("<4s6H3I5H2I")
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR = struct.Struct("<4sIQI")
 _END = struct.Struct("<4s4H2IH")
+_FIELD = struct.Struct("<2H")  # the head of an extra field
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF  # "see the zip64 record"
 _ENCRYPTED, _DESCRIPTOR, _UTF8 = 0x2041, 0x0008, 0x0800
 _ZIP64, _PADDING = 0x0001, 0x4246  # ids of extra fields; the second reads "FB", as torch pads
@@ -213,12 +214,12 @@ def _wide(file: File, extra: bytes, values: tuple[int, ...]) -> tuple[int, ...]:
         return values
     field = b""
     at = 0
-    while at + 4 <= len(extra):
+    while at + _FIELD.size <= len(extra):
         kind, size = struct.unpack_from("<HH", extra, at)
         if kind == _ZIP64:
-            field = extra[at + 4 : at + 4 + size]
+            field = extra[at + _FIELD.size : at + _FIELD.size + size]
             break
-        at += 4 + size
+        at += _FIELD.size + size
     need = values.count(_FULL32)
     if len(field) < 8 * need:
         raise _corrupt(file, None, "a zip64 field is missing")
@@ -298,7 +299,7 @@ def _corrupt(file: File, offset: int | None, message: str, *, hint: str = "") ->
 
 
 class _Slot(NamedTuple):
-    """Where a member goes: its header without the checksum, and its data."""
+    """Where a member goes: its header, and its data."""
 
     name: bytes
     header: int
@@ -307,34 +308,42 @@ class _Slot(NamedTuple):
     wide: bool
 
 
-class ZipWriter:
-    """An archive of uncompressed members whose sizes are known before the first byte.
+class ZipLayout:
+    """Where every member goes, known before the first byte.  Data are aligned to 64 bytes.
 
-    All offsets are computed at once, so members can be written in any order; a member's local
-    header is written after its data, when the checksum is known.  `limit` is the first size or
-    offset that needs zip64; tests make it small.
+    `limit` is the first size or offset that needs zip64; tests make it small.
     """
 
-    def __init__(
-        self, staged: StagedFile, sizes: Mapping[str, int], *, limit: int = _FULL32
-    ) -> None:
-        self._staged = staged
-        self._limit = limit
-        self._slots: dict[str, _Slot] = {}
-        self.crcs: dict[str, int] = {}  # of the members written so far
-        self._end = 0
+    def __init__(self, sizes: Mapping[str, int], *, limit: int = _FULL32) -> None:
+        self.limit = limit
+        self.slots: dict[str, _Slot] = {}
+        self.nbytes = 0  # of all members: where the directory starts
         for name, nbytes in sizes.items():
             slot = self._slot(name.encode(), nbytes)
-            self._slots[name] = slot
-            self._end = slot.offset + nbytes
+            self.slots[name] = slot
+            self.nbytes = slot.offset + nbytes
 
     def _slot(self, name: bytes, nbytes: int) -> _Slot:
-        wide = nbytes >= self._limit
-        unpadded = self._end + _LOCAL.size + len(name) + (20 if wide else 0)
+        wide = nbytes >= self.limit
+        unpadded = self.nbytes + _LOCAL.size + len(name) + (20 if wide else 0)
         padding = -unpadded % ALIGNMENT
-        if 0 < padding < 4:  # an extra field has a header of 4 bytes  # noqa: PLR2004
+        if 0 < padding < _FIELD.size:
             padding += ALIGNMENT
-        return _Slot(name, self._end, unpadded + padding, nbytes, wide)
+        return _Slot(name, self.nbytes, unpadded + padding, nbytes, wide)
+
+
+class ZipWriter:
+    """An archive of uncompressed members, written in any order.
+
+    A member's local header is written after its data, when the checksum is known.
+    """
+
+    def __init__(self, staged: StagedFile, layout: ZipLayout) -> None:
+        self._staged = staged
+        self._slots = layout.slots
+        self._limit = layout.limit
+        self._end = layout.nbytes
+        self.crcs: dict[str, int] = {}  # of the members written so far
 
     def write(self, name: str, chunks: Iterable[NDArray[Any] | bytes]) -> None:
         """Write a member as consecutive chunks; `TargetError` when their sum is not its size."""
@@ -373,7 +382,8 @@ class ZipWriter:
         extra = struct.pack("<HHQQ", _ZIP64, 16, slot.nbytes, slot.nbytes) if slot.wide else b""
         padding = slot.offset - slot.header - _LOCAL.size - len(slot.name) - len(extra)
         if padding:
-            extra += struct.pack("<HH", _PADDING, padding - 4) + b"Z" * (padding - 4)
+            extra += _FIELD.pack(_PADDING, padding - _FIELD.size)
+            extra += b"Z" * (padding - _FIELD.size)
         head = _LOCAL.pack(b"PK\x03\x04", *self._facts(slot, crc), len(slot.name), len(extra))
         return head + slot.name + extra
 

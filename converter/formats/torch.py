@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,7 +41,7 @@ from converter.errors import (
 from converter.files import File, Publication, Region
 from converter.formats import Probe
 from converter.formats._pickle import CONTAINERS, Pickler, Stub, StubObject, Table, Unpickler
-from converter.formats._zip import STORED, Member, ZipWriter, members, raw, read
+from converter.formats._zip import STORED, Member, ZipLayout, ZipWriter, members, raw, read
 from converter.layout import Elementwise, Storage, View
 from converter.tensors import Checkpoint, Tensor, TensorSpec, dtype_name, dtype_of
 
@@ -54,6 +55,7 @@ FREE_BYTES = 4 << 30  # logical bytes that any file may describe …
 MAX_EXPANSION = 1000  # … and beyond that, this many times its size
 
 _METADATA = "extra/converter.json"
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 _STORAGES = {  # typed storages: the dtypes of `_rebuild_tensor_v2`
     "DoubleStorage": "float64",
@@ -235,20 +237,20 @@ class _Walk:
         if name in self.tensors or name in self.unsupported:
             raise UnsupportedError("two entries get this name", tensor=name)
         if problem := _name_problem(name):
-            raise CorruptFileError(f"a name {problem}", tensor=ascii(name)[:100])
+            raise CorruptFileError(f"its name {problem}", tensor=_shown(name))
         self.tensors[name] = tensor
 
     def _skip(self, name: str, reason: str) -> None:
         self._count(name)
         if name in self.tensors:
             raise UnsupportedError("two entries get this name", tensor=name)
-        self.unsupported[name] = reason
+        self.unsupported[_shown(name)] = reason
 
     def _count(self, name: str) -> None:
         """Few bytes of pickle must not make many names, by way of shared containers."""
         self.most_names -= 1
         if self.most_names < 0:
-            raise LimitError("more entries than a file of this size can mean", tensor=name[:100])
+            raise LimitError("more entries than a file of this size can mean", tensor=_shown(name))
 
     def _holds_tensors(self, value: Any, depth: int) -> bool:
         if isinstance(value, _Strided):
@@ -294,14 +296,15 @@ def _reason(value: Any) -> str:
     return f"{type(value).__name__} {value!r}"[:80]
 
 
+def _shown(name: str) -> str:
+    """A name from a file that may be hostile, fit to be printed."""
+    return repr(name[:MAX_NAME])[1:-1] if _name_problem(name) else name
+
+
 def _name_problem(name: str) -> str:
-    try:
-        size = len(name.encode())
-    except UnicodeEncodeError:
-        return "is not valid text"
-    if not 0 < size <= MAX_NAME:
-        return f"has {size} bytes"
-    return "has control characters" if any(char < " " or char == "\x7f" for char in name) else ""
+    if _UNPRINTABLE.search(name):
+        return "has a control character, or is not Unicode"
+    return f"is longer than {MAX_NAME} bytes" if len(name.encode()) > MAX_NAME else ""
 
 
 # ── from descriptions to views ───────────────────────────────────────────────────────────────────
@@ -571,6 +574,8 @@ def problem(name: str, spec: TensorSpec) -> str:
     if dtype == _FP4:
         paired = bool(spec.shape) and spec.shape[-1] % 2 == 0
         return "" if paired else f"torch packs {_FP4} in pairs along the last axis"
+    if len(spec.shape) > MAX_RANK:
+        return f"it has more than {MAX_RANK} axes"
     if dtype not in _STORAGE_OF and dtype not in _NEWER:
         return f"torch has no dtype {dtype}"
     return "" if spec.dtype.isnative else "its bytes are in foreign order"
@@ -579,7 +584,7 @@ def problem(name: str, spec: TensorSpec) -> str:
 class _TorchSink:
     """Writes the archive; every offset is known before the first tensor comes."""
 
-    def __init__(  # noqa: PLR0913 - what `create` is given
+    def __init__(
         self,
         path: Path,
         specs: Mapping[str, TensorSpec],
@@ -587,7 +592,6 @@ class _TorchSink:
         ties: Sequence[Sequence[str]],
         *,
         overwrite: bool,
-        zip64_from: int | None = None,
     ) -> None:
         self.files = [path]
         self._specs = specs
@@ -598,18 +602,14 @@ class _TorchSink:
         before = {"data.pkl": _pickled(specs, self._keys), "byteorder": b"little"}
         after = {"version": b"3\n"}
         if metadata:
-            text = json.dumps(dict(metadata), ensure_ascii=False, separators=(",", ":"))
-            after[_METADATA] = text.encode("utf-8", "surrogatepass")
+            after[_METADATA] = json.dumps(dict(metadata), sort_keys=True).encode()
         sizes = {name: len(data) for name, data in before.items()}
         sizes |= {f"data/{keys[name]}": _stored_nbytes(specs[name]) for name in self.order}
         sizes |= {name: len(data) for name, data in after.items()}
-        self._publication = Publication([path], overwrite=overwrite)
+        layout = ZipLayout({_ROOT + name: nbytes for name, nbytes in sizes.items()})
+        self._publication = Publication([path], overwrite=overwrite, nbytes=layout.nbytes)
         try:
-            self._zip = ZipWriter(
-                self._publication.files[0],
-                {_ROOT + name: nbytes for name, nbytes in sizes.items()},
-                **({} if zip64_from is None else {"limit": zip64_from}),
-            )
+            self._zip = ZipWriter(self._publication.files[0], layout)
             for name, data in (before | after).items():
                 self._zip.write(_ROOT + name, [data])
         except BaseException:
@@ -618,19 +618,22 @@ class _TorchSink:
 
     def write(self, name: str, chunks: Iterable[NDArray[Any]]) -> None:
         """Take a tensor as consecutive 1-D C-order pieces; of tied names, one is enough."""
-        if self._specs[name].dtype.name == _FP4:
-            chunks = _paired(chunks)
+        dtype = self._specs[name].dtype
+        pieces = _checked(chunks, dtype)
         record = f"{_ROOT}data/{self._keys[name]}"
         before = self._zip.crcs.get(record)
         with context(tensor=name):
-            self._zip.write(record, chunks)
+            self._zip.write(record, _paired(pieces) if dtype.name == _FP4 else pieces)
             if before not in (None, self._zip.crcs[record]):
                 raise TargetError("tied tensors came with different values")
 
     def commit(self) -> None:
         """Publish: afterwards the target is complete and durable."""
-        self._zip.finish()
-        self._publication.commit()
+        try:
+            self._zip.finish()
+            self._publication.commit()
+        finally:
+            self.abort()
 
     def abort(self) -> None:
         """Leave nothing behind; harmless after `commit`."""
@@ -668,6 +671,13 @@ def _leaders(specs: Mapping[str, TensorSpec], ties: Sequence[Sequence[str]]) -> 
 
 def _stored_nbytes(spec: TensorSpec) -> int:
     return spec.nbytes // 2 if spec.dtype.name == _FP4 else spec.nbytes
+
+
+def _checked(chunks: Iterable[NDArray[Any]], dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
+    for chunk in chunks:
+        if chunk.dtype != dtype:
+            raise TargetError("a piece has another dtype", expected=dtype, found=chunk.dtype)
+        yield chunk
 
 
 def _paired(chunks: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
