@@ -13,7 +13,7 @@ from converter.tensors import STRING, Checkpoint, Tensor, TensorSpec
 
 Status = Literal["equal", "missing", "extra", "shape", "dtype", "values"]
 
-PIECE = 8 << 20  # bytes of each of the two buffers
+PIECE = 64 << 20  # bytes of each of the two buffers: a permuted tensor is read once a piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def _compare_values(first: Tensor, second: Tensor, rtol: float, atol: float) -> 
     return found
 
 
-def _compare_pieces(
+def _compare_pieces(  # noqa: PLR0913 - two pieces, where they are, and what equal means
     a: Array, b: Array, start: int, found: _Found, rtol: float, atol: float
 ) -> None:
     bits = np.dtype(f"V{a.dtype.itemsize}") if a.dtype.itemsize > 8 else f"u{a.dtype.itemsize}"  # noqa: PLR2004

@@ -12,14 +12,14 @@
     │   └── NoSpaceError           DST402  the disk is, or would become, full
     ├── RefusedError               SEC600  stopped for safety; nothing was changed
     │   ├── TargetExistsError      SEC601  the target is there and was not to be replaced
-    │   ├── UnsafeContentError     SEC602  the file asks for code to be run or other files to be read
-    │   └── LimitError             SEC603  a declared size, depth or count, or a memory budget, is out of bounds
+    │   ├── UnsafeContentError     SEC602  the file wants code run or other files read
+    │   └── LimitError             SEC603  a size, a depth or the memory is out of bounds
     ├── MappingError               MAP000  a mapping, or its plan, has problems (see `.diagnostics`)
     ├── OpError                    PLN220  an op does not fit the tensors it is given
     ├── IrreversibleError          MAP120  a mapping has no way back, or not all of it
     └── VerificationError          VER500  two things that must be equal are not
 
-Errors raised deep inside know the bare fact; `context` adds the file and the tensor on the way up, once.
+Errors raised deep inside know the bare fact; `context` adds the file and the tensor on the way up.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Diagnostic:
     @property
     def position(self) -> str:
         """`file:line:col`, or as much of it as is known."""
-        parts = [str(self.path)] if self.path else []
+        parts = [_near(self.path)] if self.path else []
         if self.line:
             parts += [str(self.line), str(self.column)]
         return ":".join(parts)
@@ -72,6 +72,12 @@ class Diagnostic:
             )
             if value
         )
+
+
+def _near(path: Path) -> str:
+    """The path as seen from the working folder, where it lies below it."""
+    folder = Path.cwd()
+    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
 
 
 class ConverterError(Exception):

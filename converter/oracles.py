@@ -78,7 +78,7 @@ def digest(tensor: Tensor) -> str:
     for start in range(0, view.size, step):
         piece = buffer[: min(step, view.size - start)]
         view.read(start, piece)
-        total.update(piece.view(np.uint8))
+        total.update(piece.view(np.uint8).data)
     return total.hexdigest()
 
 
@@ -138,18 +138,17 @@ def _tensorflow(path: Path) -> Witness:
 
 
 def _safetensors(path: Path) -> Witness:
-    from safetensors import deserialize
+    from safetensors import safe_open
 
-    from converter.formats.safetensors import DTYPES
+    with safe_open(path, framework="numpy") as reader:
+        names = list(reader.keys())
 
-    def arrays() -> Iterator[tuple[str, Array, str]]:
-        for name, entry in deserialize(path.read_bytes()):
-            yield name, np.frombuffer(entry["data"], np.uint8), dtype_name(DTYPES[entry["dtype"]])
+        def arrays() -> Iterator[tuple[str, Array, str]]:
+            for name in names:
+                array = reader.get_tensor(name)
+                yield name, array, dtype_name(array.dtype)
 
-    described = _described(arrays())
-    for name, entry in deserialize(path.read_bytes()):
-        described[name]["shape"] = list(entry["shape"])
-    return described
+        return _described(arrays())
 
 
 WITNESSES: dict[str, Callable[[Path], Witness]] = {

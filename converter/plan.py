@@ -404,7 +404,7 @@ class _Planner:
                         path=self.rules.path,
                         expected=f"{key}: {wanted}",
                         found=f"{key}: {carried[key]}",
-                        hint="has it been converted before? applied twice, a reversal undoes itself",
+                        hint="was it converted before? applied twice, a reversal undoes itself",
                     )
                 )
 

@@ -50,7 +50,7 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str]) -> int:  # noqa: PLR0911 - one return for each way to end
     """Run one command; the exit code."""
     try:
         return int(cli.main(arguments, prog_name="converter", standalone_mode=False) or 0)

@@ -146,7 +146,7 @@ class Request:
         return replace(rules, rules=changed, drops=rules.drops + drops, undone=None)
 
     def apply(self, source: Checkpoint) -> tuple[Checkpoint, list[Plan]]:
-        """The mapped checkpoint and the plan of each mapping; `MappingError` on the first bad one."""
+        """The mapped checkpoint, and every plan; `MappingError` at the first bad one."""
         plans = []
         for one in self.ports():
             plan = one.plan(source)

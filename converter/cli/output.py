@@ -22,7 +22,7 @@ PLAIN_SECONDS = 5.0  # between progress lines where there is no terminal
 BAR_SECONDS = 0.1
 BAR = 28
 
-_ASCII = str.maketrans({"→": "->", "·": "-", "…": "...", "×": "x", "█": "#", "░": "."})
+_ASCII = str.maketrans({"→": "->", "·": "-", "…": "...", "█": "#", "░": "."})
 
 format_option = click.option(
     "--format",

@@ -48,8 +48,8 @@ def plan(
     with open_checkpoint(source) as checkpoint:
         plans: list[Plan] = []
         mapped = checkpoint
-        for one in Request(**options).ports():
-            plans.append(one.plan(mapped))
+        for port in Request(**options).ports():
+            plans.append(port.plan(mapped))
             if plans[-1].errors:
                 break
             mapped = plans[-1].apply(mapped)
@@ -173,6 +173,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 def diagnostic_json(diagnostic: Any) -> dict[str, Any]:
     """One diagnostic's fields."""
-    fields = ["code", "severity", "message", "line", "column", "end_column", "expected", "found", "hint", "tensor"]
+    fields = ("code", "severity", "message", "line", "column", "end_column")
+    facts = ("expected", "found", "hint", "tensor")
     path = diagnostic.path.as_posix() if diagnostic.path else None
-    return {"file": path} | {name: getattr(diagnostic, name) for name in fields}
+    return {"file": path} | {name: getattr(diagnostic, name) for name in fields + facts}

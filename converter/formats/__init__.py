@@ -151,7 +151,7 @@ def for_target(path: Path) -> Format:
 
 def create(  # noqa: PLR0913 - what a target must know before its first byte
     path: Path,
-    format: Format,
+    row: Format,
     specs: Mapping[str, TensorSpec],
     *,
     metadata: Mapping[str, str] | None = None,
@@ -162,6 +162,6 @@ def create(  # noqa: PLR0913 - what a target must know before its first byte
 
     Raises `UnrepresentableError`, `TargetExistsError`, `TargetError`.
     """
-    module = format.load()
+    module = row.load()
     sink = module.create(path, specs, metadata=metadata or {}, ties=ties, overwrite=overwrite)
     return cast("Sink", sink)

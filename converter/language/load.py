@@ -229,7 +229,10 @@ class _Compiler:
             model.optional,
             model.about,
             self.place("rules", index, "source"),
-            tuple(self.place("rules", index, "ops", nth) for nth in range(len(ops))),
+            tuple(
+                self.place("rules", index, "ops", nth, *entry, key=True)
+                for nth, entry in enumerate(model.ops)
+            ),
         )
         self.check_shape(rule, index)
         return rule

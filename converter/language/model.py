@@ -22,7 +22,7 @@ class Side(_Model):
     model: str = Field(default="", description="framework and model, e.g. `tf-slim vgg_16`")
     contract: Contract = Field(
         default_factory=dict,
-        description="facts that the weights depend on: channel order, range, mean, epsilon, padding",
+        description="facts that the weights depend on: channels, range, mean, epsilon, padding",
     )
 
 

@@ -397,7 +397,7 @@ def _check_unambiguous(template: Template) -> None:
         if isinstance(token, Hole) and token.kind in ("word", "path"):
             if wide and (wide.kind == token.kind == "path" or not set(far) & set("/.")):
                 raise TemplateError(
-                    f"ambiguous: '{wide.name}' and '{token.name}' could share a name in several ways",
+                    f"ambiguous: '{wide.name}' and '{token.name}' share a text in several ways",
                     token.at,
                     "put a / or . between them, or give one of them a narrower type",
                 )

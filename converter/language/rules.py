@@ -186,5 +186,5 @@ class Rules:
         )
 
     def selecting(self, only: Callable[[str], bool]) -> Self:
-        """The mapping for the targets (or sources) whose names are chosen; the rest is left alone."""
+        """The mapping for the targets or sources that are chosen; the rest is left alone."""
         return replace(self, only=only, undone=None)

@@ -156,7 +156,8 @@ class _Builder:
 
 def _span(event: Event) -> Span:
     start, end = event.start_mark, event.end_mark
-    assert start and end  # noqa: S101 - a parsed event has both
+    assert start is not None  # noqa: S101 - a parsed event has both
+    assert end is not None  # noqa: S101
     column = start.column + 1
     one_line = end.line == start.line and end.column > start.column
     quoted = isinstance(event, ScalarEvent) and event.style in ("'", '"')

@@ -54,16 +54,16 @@ class Rearrange(UnaryOp):
         """The pattern, parsed."""
         return parse(self.pattern)
 
-    def bind(self, sizes: Mapping[str, int]) -> Rearrange:  # noqa: D102
+    def bind(self, sizes: Mapping[str, int]) -> Rearrange:
         axes = {axis for group in self.parsed.left for axis in group}
         known = {name: size for name, size in sizes.items() if name in axes}
         return self.model_copy(update={"sizes": known | self.sizes})
 
-    def apply_one(self, view: View) -> View:  # noqa: D102
+    def apply_one(self, view: View) -> View:
         solved = solve(self.parsed, view.shape, tuple(self.sizes.items()))
         return view.reshape(solved.split).transpose(solved.order).reshape(solved.merged)
 
-    def inverse(self) -> Rearrange:  # noqa: D102
+    def inverse(self) -> Rearrange:
         back = self.parsed.swapped()
         group = back.unsolvable(self.sizes)
         if group:
@@ -73,7 +73,7 @@ class Rearrange(UnaryOp):
             )
         return Rearrange(pattern=str(back), sizes=self.sizes)
 
-    def doubts_one(self, view: View) -> list[str]:  # noqa: D102
+    def doubts_one(self, view: View) -> list[str]:
         solved = solve(self.parsed, view.shape, tuple(self.sizes.items()))
         found = exchanged(solved.split, solved.order, solved.axes)
         for group in solved.groups:
@@ -82,7 +82,7 @@ class Rearrange(UnaryOp):
                 found.append(f"no shape shows the order of {', '.join(real)} within one axis")
         return found
 
-    def to_file(self) -> Any:  # noqa: D102
+    def to_file(self) -> Any:
         return super().to_file() if self.sizes else self.pattern
 
 
@@ -106,7 +106,7 @@ class Transpose(UnaryOp):
             raise ValueError(f"{list(value)} is not a permutation of {list(range(len(value)))}")
         return value
 
-    def apply_one(self, view: View) -> View:  # noqa: D102
+    def apply_one(self, view: View) -> View:
         if view.ndim != len(self.order):
             raise OpError(
                 "transpose does not fit the number of axes",
@@ -115,13 +115,13 @@ class Transpose(UnaryOp):
             )
         return view.transpose(self.order)
 
-    def inverse(self) -> Transpose:  # noqa: D102
+    def inverse(self) -> Transpose:
         return Transpose(order=tuple(self.order.index(k) for k in range(len(self.order))))
 
-    def doubts_one(self, view: View) -> list[str]:  # noqa: D102
+    def doubts_one(self, view: View) -> list[str]:
         return exchanged(view.shape, self.order, [f"axis {k}" for k in range(view.ndim)])
 
-    def to_file(self) -> Any:  # noqa: D102
+    def to_file(self) -> Any:
         return list(self.order)
 
 
@@ -146,14 +146,14 @@ class Reshape(UnaryOp):
     def _short(cls, value: Any) -> Any:
         return {"to": value} if isinstance(value, list | tuple) else value
 
-    def bind(self, sizes: Mapping[str, int]) -> Reshape:  # noqa: D102
+    def bind(self, sizes: Mapping[str, int]) -> Reshape:
         def known(shape: tuple[int | str, ...]) -> tuple[int | str, ...]:
             return tuple(sizes.get(n, n) if isinstance(n, str) else n for n in shape)
 
         source = known(self.source) if self.source is not None else None
         return self.model_copy(update={"to": known(self.to), "source": source})
 
-    def apply_one(self, view: View) -> View:  # noqa: D102
+    def apply_one(self, view: View) -> View:
         if self.source is not None:
             self._resolve(self.source, view, exact=True)
         return view.reshape(self._resolve(self.to, view))
@@ -180,7 +180,7 @@ class Reshape(UnaryOp):
             )
         return shape
 
-    def inverse(self) -> Reshape:  # noqa: D102
+    def inverse(self) -> Reshape:
         if self.source is None:
             raise IrreversibleError(
                 "reshape does not know the shape before it",
@@ -188,7 +188,7 @@ class Reshape(UnaryOp):
             )
         return Reshape.model_validate({"to": self.source, "from": self.to})
 
-    def to_file(self) -> Any:  # noqa: D102
+    def to_file(self) -> Any:
         if self.source is None:
             return list(self.to)
         return {"from": list(self.source), "to": list(self.to)}
@@ -214,22 +214,22 @@ class Reverse(UnaryOp):
             parse_marked(value)
         return value
 
-    def apply_one(self, view: View) -> View:  # noqa: D102
+    def apply_one(self, view: View) -> View:
         for axis in axes_of(self, self.axis, view):
             view = view.flip(axis)
         return view
 
-    def inverse(self) -> Reverse:  # noqa: D102
+    def inverse(self) -> Reverse:
         return self
 
-    def doubts_one(self, view: View) -> list[str]:  # noqa: D102
+    def doubts_one(self, view: View) -> list[str]:
         return [
             f"no shape shows that axis {axis} ({view.shape[axis]}) is reversed"
             for axis in axes_of(self, self.axis, view)
             if view.shape[axis] > 1
         ]
 
-    def to_file(self) -> Any:  # noqa: D102
+    def to_file(self) -> Any:
         return self.axis
 
 

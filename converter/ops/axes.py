@@ -75,7 +75,7 @@ def parse(text: str) -> Pattern:
     return Pattern(left, right)
 
 
-def _groups(text: str, offset: int) -> tuple[Group, ...]:
+def _groups(text: str, offset: int) -> tuple[Group, ...]:  # noqa: C901 - a case a token
     groups: list[Group] = []
     seen: set[str] = set()
     inside: list[str] | None = None
@@ -105,7 +105,7 @@ def _groups(text: str, offset: int) -> tuple[Group, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Solved:
-    """A pattern with every size known: split to `split`, transpose by `order`, merge to `merged`."""
+    """A pattern with every size known: split to `split`, permute by `order`, merge to `merged`."""
 
     axes: tuple[str, ...]
     split: tuple[int, ...]

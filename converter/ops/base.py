@@ -54,14 +54,14 @@ class Op(BaseModel):
 class UnaryOp(Op):
     """An op that treats every view alike and by itself."""
 
-    def apply(self, views: Sequence[View], pieces: int) -> list[View]:  # noqa: D102
+    def apply(self, views: Sequence[View], pieces: int) -> list[View]:
         return [self.apply_one(view) for view in views]
 
     def apply_one(self, view: View) -> View:
         """The view after this op."""
         raise NotImplementedError
 
-    def doubts(self, views: Sequence[View]) -> list[str]:  # noqa: D102
+    def doubts(self, views: Sequence[View]) -> list[str]:
         return list(dict.fromkeys(doubt for view in views for doubt in self.doubts_one(view)))
 
     def doubts_one(self, view: View) -> list[str]:

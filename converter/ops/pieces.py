@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -35,7 +36,7 @@ class AxisOp(Op):
         """The axis' position in a view."""
         return axes_of(self, self.axis, view)[0]
 
-    def to_file(self) -> Any:  # noqa: D102
+    def to_file(self) -> Any:
         fields = super().to_file()
         return self.axis if set(fields) == {"axis"} else fields
 
@@ -47,7 +48,7 @@ class SizedAxisOp(AxisOp):
         default=None, description="sizes of the pieces, one may be -1; default: equal pieces"
     )
 
-    def bind(self, sizes: Mapping[str, int]) -> Self:  # noqa: D102
+    def bind(self, sizes: Mapping[str, int]) -> Self:
         if self.sizes is None:
             return self
         known = tuple(sizes.get(n, n) if isinstance(n, str) else n for n in self.sizes)
@@ -86,7 +87,7 @@ class Concat(SizedAxisOp):
     name: ClassVar[str] = "concat"
     about: ClassVar[str] = "join several sources along an axis: `[o] i`"
 
-    def apply(self, views: Sequence[View], pieces: int) -> list[View]:  # noqa: D102
+    def apply(self, views: Sequence[View], pieces: int) -> list[View]:
         axis = self.position(views[0])
         _same(self, views, axis)
         if self.sizes is not None:
@@ -97,7 +98,7 @@ class Concat(SizedAxisOp):
                 )
         return [concatenate(list(views), axis)]
 
-    def inverse(self) -> Split:  # noqa: D102
+    def inverse(self) -> Split:
         return Split(axis=self.axis, sizes=self.sizes)
 
 
@@ -107,16 +108,16 @@ class Split(SizedAxisOp):
     name: ClassVar[str] = "split"
     about: ClassVar[str] = "cut a source along an axis into the targets: `[o] i`"
 
-    def apply(self, views: Sequence[View], pieces: int) -> list[View]:  # noqa: D102
+    def apply(self, views: Sequence[View], pieces: int) -> list[View]:
         view = only_one(self, views)
         axis = self.position(view)
         cuts = [0]
         count = len(self.sizes) if self.sizes is not None else pieces
         for length in self.lengths(view.shape[axis], count):
             cuts.append(cuts[-1] + length)
-        return [view.take(axis, start, stop) for start, stop in zip(cuts, cuts[1:], strict=False)]
+        return [view.take(axis, start, stop) for start, stop in pairwise(cuts)]
 
-    def inverse(self) -> Concat:  # noqa: D102
+    def inverse(self) -> Concat:
         return Concat(axis=self.axis, sizes=self.sizes)
 
 
@@ -126,7 +127,7 @@ class Stack(AxisOp):
     name: ClassVar[str] = "stack"
     about: ClassVar[str] = "join several sources along a new axis: `[expert] i o`"
 
-    def apply(self, views: Sequence[View], pieces: int) -> list[View]:  # noqa: D102
+    def apply(self, views: Sequence[View], pieces: int) -> list[View]:
         _same(self, views, None)
         shape = views[0].shape
         probe = views[0].reshape((1, *shape))
@@ -134,7 +135,7 @@ class Stack(AxisOp):
         raised = [view.reshape((*shape[:axis], 1, *shape[axis:])) for view in views]
         return [concatenate(raised, axis)]
 
-    def inverse(self) -> Unstack:  # noqa: D102
+    def inverse(self) -> Unstack:
         return Unstack(axis=self.axis)
 
 
@@ -144,13 +145,13 @@ class Unstack(AxisOp):
     name: ClassVar[str] = "unstack"
     about: ClassVar[str] = "cut a source along an axis that disappears: `[expert] i o`"
 
-    def apply(self, views: Sequence[View], pieces: int) -> list[View]:  # noqa: D102
+    def apply(self, views: Sequence[View], pieces: int) -> list[View]:
         view = only_one(self, views)
         axis = self.position(view)
         shape = (*view.shape[:axis], *view.shape[axis + 1 :])
         return [view.take(axis, k, k + 1).reshape(shape) for k in range(view.shape[axis])]
 
-    def inverse(self) -> Stack:  # noqa: D102
+    def inverse(self) -> Stack:
         return Stack(axis=self.axis)
 
 
@@ -170,14 +171,14 @@ class Part(UnaryOp, AxisOp):
             raise ValueError(f"piece {self.index} of {self.of}: pieces count from 0")
         return self
 
-    def apply_one(self, view: View) -> View:  # noqa: D102
+    def apply_one(self, view: View) -> View:
         axis = self.position(view)
         length, rest = divmod(view.shape[axis], self.of)
         if rest:
             raise OpError(f"part: an axis of {view.shape[axis]} has no {self.of} equal pieces")
         return view.take(axis, self.index * length, (self.index + 1) * length)
 
-    def inverse(self) -> Op:  # noqa: D102
+    def inverse(self) -> Op:
         raise IrreversibleError(
             f"part keeps 1 of {self.of} pieces", hint="use `split` and name every piece"
         )

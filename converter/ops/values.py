@@ -39,13 +39,13 @@ class Cast(UnaryOp):
             raise ValueError("strings cannot be cast")
         return value
 
-    def apply_one(self, view: View) -> View:  # noqa: D102
+    def apply_one(self, view: View) -> View:
         found = dtype_name(view.dtype)
         if found == "string" or self.source not in (None, found):
             raise OpError("cast does not fit", expected=self.source or "numbers", found=found)
         return view.astype(dtype_of(self.to))
 
-    def inverse(self) -> Cast:  # noqa: D102
+    def inverse(self) -> Cast:
         if self.source is None:
             raise IrreversibleError(
                 "cast does not know the dtype before it",
@@ -55,5 +55,5 @@ class Cast(UnaryOp):
             raise IrreversibleError(f"casting {self.source} to {self.to} rounds")
         return Cast.model_validate({"to": self.source, "from": self.to})
 
-    def to_file(self) -> Any:  # noqa: D102
+    def to_file(self) -> Any:
         return self.to if self.source is None else {"from": self.source, "to": self.to}
