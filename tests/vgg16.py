@@ -155,7 +155,7 @@ def _values(
     return np.asarray(values, dtype)
 
 
-def images(count: int = 4, seed: int = 0) -> NDArray[Any]:
+def images(count: int, seed: int = 0) -> NDArray[Any]:
     """A batch for the real networks: N H W C, RGB, 0..255 with the mean subtracted."""
     generator = np.random.Generator(np.random.PCG64(seed))
     coarse = generator.integers(0, 256, (count, 14, 14, 3)).repeat(16, 1).repeat(16, 2)

@@ -29,9 +29,10 @@ Variables = dict[str, Any]
 
 
 def build(shrink: int) -> Variables:
-    """The 40 variables of the model, under its own names."""
+    """The 40 variables of the model, under its own names; ones, to show what was not restored."""
+    ones = tf1.ones_initializer()
     return {
-        name: tf1.get_variable(name, shape, dtype, use_resource=False)
+        name: tf1.get_variable(name, shape, dtype, initializer=ones, use_resource=False)
         for name, (shape, dtype) in vgg16.faster_rcnn(shrink).items()
     }
 
@@ -44,7 +45,7 @@ def fix(session: Any, variables: Variables, checkpoint: str, shrink: int) -> Non
 
     fc6, fc7, conv1 = FIXED
     shapes = vgg16.slim(shrink)
-    with tf1.variable_scope("Fix_VGG16"):
+    with tf1.variable_scope("Fix_VGG16", initializer=tf1.zeros_initializer()):
         fc6_conv = tf1.get_variable("fc6_conv", shapes[fc6][0], trainable=False, use_resource=False)
         fc7_conv = tf1.get_variable("fc7_conv", shapes[fc7][0], trainable=False, use_resource=False)
         conv1_rgb = tf1.get_variable(

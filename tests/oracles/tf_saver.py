@@ -1,9 +1,9 @@
 """TensorFlow's own writer and reader of checkpoints.
 
-python -m tests.oracles.tf_saver write VERSION=TARGET... (--arrays NPZ | --slim SHRINK [--seed N])
-python -m tests.oracles.tf_saver read CHECKPOINT=OUT...
+python -m tests.oracles.tf_saver (--arrays NPZ | --slim SHRINK) --write VERSION=TARGET...
+python -m tests.oracles.tf_saver --read CHECKPOINT=OUT...
 
-OUT is an `.npz` for the values or a `.json` for their digests.
+Both in one go writes first.  OUT is an `.npz` for the values or a `.json` for their digests.
 """
 
 from __future__ import annotations
@@ -52,20 +52,21 @@ def save_reading(checkpoint: str, out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("command", choices=["read", "write"])
-    parser.add_argument("pairs", nargs="+", metavar="A=B")
     parser.add_argument("--arrays", type=Path)
     parser.add_argument("--slim", type=int, metavar="SHRINK")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--write", nargs="+", default=[], metavar="VERSION=TARGET")
+    parser.add_argument("--read", nargs="+", default=[], metavar="CHECKPOINT=OUT")
     options = parser.parse_args()
-    pairs = [pair.split("=", 1) for pair in options.pairs]
-    if options.command == "read":
-        for checkpoint, out in pairs:
-            save_reading(checkpoint, Path(out))
-    elif options.arrays:
-        write(oracles.load_arrays(options.arrays).items(), pairs)
-    else:
-        write(vgg16.arrays(vgg16.slim(options.slim), options.seed), pairs)
+    if options.arrays:
+        write(oracles.load_arrays(options.arrays).items(), pairs(options.write))
+    elif options.slim:
+        write(vgg16.arrays(vgg16.slim(options.slim)), pairs(options.write))
+    for checkpoint, out in pairs(options.read):
+        save_reading(checkpoint, Path(out))
+
+
+def pairs(texts: Iterable[str]) -> list[list[str]]:
+    return [text.split("=", 1) for text in texts]
 
 
 if __name__ == "__main__":
