@@ -342,6 +342,14 @@ def test_a_file_cut_while_it_is_read(tmp_path: Path) -> None:
             checkpoint["t"].numpy()
 
 
+def test_reading_after_closing(tmp_path: Path) -> None:
+    saved(tmp_path / "m", {"t": np.float32(1)})
+    with formats.open_checkpoint(tmp_path / "m") as checkpoint:
+        tensor = checkpoint["t"]
+    with pytest.raises(SourceError, match="reading failed: the checkpoint is closed"):
+        tensor.numpy()
+
+
 def test_many_tensors_open_quickly(tmp_path: Path) -> None:  # st_million_empty, at 100,000
     header = json.dumps({f"model.layers.{i}.weight": entry([0, 3], 0, 0) for i in range(100_000)})
     (tmp_path / "m").write_bytes(raw(header))
