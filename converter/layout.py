@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,14 +34,16 @@ Function = Callable[[Array], Array]
 Factors = tuple[tuple[int, int], ...]  # (size, stride in elements) each, outermost first
 
 # Sizes of the kernel, in bytes. They were measured: see benchmarks/copy_kernel.py.
-TILE = 1536 * 1024  # of one tile, and so of the scratch buffer (plus its padding)
-READ_RUN = 32 * 1024  # a read costs a system call, so make it at least this long where one can
-MEMORY_RUN = 2 * 1024  # slicing an array in memory costs nothing: leave room for longer columns
-GAP = 8 * 1024  # reading through a hole of this size costs less than a second read
-KEPT_RUN = 128  # runs of this size that survive the permutation need no scratch buffer
+TILE = 768 << 10  # what is turned at once: it should stay in the second-level cache
+RUN = 1536  # of a row of a tile, which leaves room for long columns
+READ_RUN = 32 << 10  # a read costs a system call, so gather tiles until it is this long
+READ_MOST = 256 << 10  # what is read before it is copied on, which it should be from the cache
+GAP = 32 << 10  # reading through a hole of this size costs no more than a second read
+
+USER_DEFINED = 2  # what `numpy.dtype.isbuiltin` is for ml_dtypes
 
 # Sizes in elements.
-ROW = 128  # a row of the scratch buffer should be at least this long
+ROW = 128  # rows shorter than this take in another axis
 PADDING = 16  # keeps rows that are a power of two apart out of one cache set
 
 
@@ -67,13 +70,16 @@ class Memory:
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """The array's dtype."""
         return self.array.dtype
 
     @property
     def size(self) -> int:
+        """The number of elements."""
         return self.array.size
 
     def read(self, start: int, out: Array) -> None:
+        """Fill `out` with [start, start + out.size)."""
         _move(out, self.array[start : start + out.size])
 
 
@@ -101,6 +107,7 @@ class Computed:
             return self._array
 
     def read(self, start: int, out: Array) -> None:
+        """Fill `out` with [start, start + out.size)."""
         _move(out, self.array[start : start + out.size])
 
 
@@ -127,6 +134,7 @@ class Joined:
         return view, self.ends[number] - view.size, self.ends[number]
 
     def read(self, start: int, out: Array) -> None:
+        """Fill `out` with [start, start + out.size)."""
         filled = 0
         while filled < out.size:
             view, begin, end = self.piece(start + filled)
@@ -150,6 +158,7 @@ class Elementwise:
 
     @property
     def size(self) -> int:
+        """The number of elements."""
         return self.view.size
 
     def apply(self, block: Array) -> Array:
@@ -159,6 +168,7 @@ class Elementwise:
         return result
 
     def read(self, start: int, out: Array) -> None:
+        """Fill `out` with [start, start + out.size)."""
         _fill(self.view, start, out, (self.apply,))
 
 
@@ -184,25 +194,29 @@ class View:
     @classmethod
     def over(cls, storage: Storage, shape: Sequence[int]) -> View:
         """The whole storage in C order as `shape`; ValueError when their sizes differ."""
-        if math.prod(shape) != storage.size:
+        if math.prod(shape) != storage.size or min(shape, default=0) < 0:
             raise ValueError(f"cannot view {storage.size} elements as shape {tuple(shape)}")
         axes = tuple(_merged(((n, step),)) for n, step in zip(shape, _steps(shape), strict=True))
         return cls(storage, 0, axes, storage.dtype)
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The size of every axis."""
         return tuple(_size(axis) for axis in self.axes)
 
     @property
     def ndim(self) -> int:
+        """The number of axes."""
         return len(self.axes)
 
     @property
     def size(self) -> int:
+        """The number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
+        """The number of bytes of the result, which a cast changes."""
         return self.size * self.dtype.itemsize
 
     @property
@@ -227,7 +241,7 @@ class View:
 
         Where strides cannot say that, the result is a view over this one, as lazy but slower.
         """
-        if math.prod(shape) != self.size:
+        if math.prod(shape) != self.size or min(shape, default=0) < 0:
             raise ValueError(f"cannot reshape {self.shape} to {tuple(shape)}")
         if self.size:
             found = _through(self.factors, 0, zip(shape, _steps(shape), strict=True))
@@ -290,10 +304,10 @@ class View:
         limit = max(1, nbytes // self.dtype.itemsize)
         if self.size <= limit:
             return max(1, self.size)
-        for (n, _), inner in zip(self.factors, _steps([n for n, _ in self.factors]), strict=True):
-            if inner <= limit:
-                return _even_part(n, limit // inner) * inner
-        raise AssertionError("the innermost step is one element")
+        sizes = [n for n, _ in self.factors]
+        steps = zip(sizes, _steps(sizes), strict=True)
+        n, inner = next((n, inner) for n, inner in steps if inner <= limit)
+        return _even_part(n, limit // inner) * inner
 
     def _axis(self, axis: int) -> Factors:
         if not 0 <= axis < self.ndim:
@@ -391,7 +405,8 @@ def _through(
     index = [start // step % n for (n, _), step in zip(factors, steps, strict=True)]
     shift = sum(i * stride for i, (_, stride) in zip(index, factors, strict=True))
     found = []
-    for size, step in box:
+    for axis_size, axis_step in box:
+        size, step = axis_size, axis_step
         axis: list[tuple[int, int]] = []
         while size > 1:
             at = next(
@@ -416,167 +431,169 @@ def _through(
 # ── the kernel ───────────────────────────────────────────────────────────────────────────────────
 
 
-def _fill(view: View, start: int, out: Array, functions: tuple[Function, ...]) -> None:
-    """Fill `out` with a flat range of a view, passed through functions and cast."""
-    if view.dtype != view.storage.dtype and (functions or view.dtype != out.dtype):
-        functions = (partial(_cast, dtype=view.dtype), *functions)
-    for shift, box in _boxes(view.factors, start, start + out.size):
-        shape = [n for n, _ in box]
-        target, out = out[: math.prod(shape)].reshape(shape), out[math.prod(shape) :]
-        strides = [stride for _, stride in box]
-        _copy(view.storage, view.offset + shift, strides, target, functions)
+@dataclass(frozen=True, slots=True)
+class _Box:
+    """A strided box of a storage, on its way through functions and casts into `target`.
 
-
-def _copy(
-    storage: Storage,
-    offset: int,
-    strides: Sequence[int],
-    target: Array,
-    functions: tuple[Function, ...],
-) -> None:
-    """Fill `target`, of any strides, with a strided box of a storage: one box, one pass."""
-    offset, source_strides, target = _in_source_order(offset, strides, target)
-    if isinstance(storage, Joined):
-        _copy_joined(storage, offset, source_strides, target, functions)
-        return
-    if isinstance(storage, View | Elementwise):
-        view = storage if isinstance(storage, View) else storage.view
-        found = _through(view.factors, offset, zip(target.shape, source_strides, strict=True))
-        if found:
-            if isinstance(storage, Elementwise):
-                functions = (storage.apply, *functions)
-            if view.dtype != view.storage.dtype and (functions or view.dtype != target.dtype):
-                functions = (partial(_cast, dtype=view.dtype), *functions)
-            factors = tuple(itertools.chain.from_iterable(found[1]))
-            target = target.reshape([n for n, _ in factors])  # only splits axes: never a copy
-            strides = [stride for _, stride in factors]
-            _copy(view.storage, view.offset + found[0], strides, target, functions)
-            return
-    if isinstance(storage, Memory | Computed):
-        _copy_memory(storage.array, offset, source_strides, target, functions)
-    else:
-        _copy_reads(storage, offset, source_strides, target, functions)
-
-
-def _copy_joined(
-    joined: Joined,
-    offset: int,
-    strides: Sequence[int],
-    target: Array,
-    functions: tuple[Function, ...],
-) -> None:
-    """Cut a box in source order, along its outermost axis, where one piece ends."""
-    width = 1 + sum((n - 1) * step for n, step in zip(target.shape[1:], strides[1:], strict=True))
-    while len(target):
-        view, start, end = joined.piece(offset)
-        count = min(len(target), (end - width - offset) // strides[0] + 1)
-        if count > 0:
-            _copy(view, offset - start, strides, target[:count], functions)
-        else:  # the first index lies across the end: cut its inner axes
-            count = 1
-            _copy(joined, offset, strides[1:], target[0], functions)
-        offset, target = offset + count * strides[0], target[count:]
-
-
-def _copy_memory(
-    array: Array,
-    offset: int,
-    strides: Sequence[int],
-    target: Array,
-    functions: tuple[Function, ...],
-) -> None:
-    """Copy a box of an array in memory."""
-    source = _strided(array[offset:], target.shape, strides)
-    if not functions and _keeps_runs(strides, target):
-        _move(target, source)
-        return
-    tiling = _Tiling(strides, target, MEMORY_RUN)
-    for tile in tiling.tiles():
-        rows = tiling.rows(tile)
-        _move(rows, _applied(functions, source[tile]))
-        tiling.flush(tile, rows)
-
-
-def _copy_reads(
-    storage: Storage,
-    offset: int,
-    strides: Sequence[int],
-    target: Array,
-    functions: tuple[Function, ...],
-) -> None:
-    """Copy a box of a storage that has to be read, in runs as long as one can."""
-    exact = not functions and storage.dtype == target.dtype
-    if exact and target.ndim == 1 and target.flags.c_contiguous and strides[0] == 1:
-        storage.read(offset, target)
-        return
-    tiling = _Tiling(strides, target, READ_RUN)
-    steps = (*strides, 1)  # an axis of one more element, so that every run is an array
-    buffer = np.empty(0, storage.dtype)
-    for tile in tiling.tiles():
-        rows = tiling.rows(tile)[..., np.newaxis]
-        outer, span = _run(rows.shape, steps, storage.dtype.itemsize)
-        start = offset + sum(cut.start * step for cut, step in zip(tile, steps, strict=False))
-        starts = _positions(start, rows.shape[:outer], steps)
-        direct = exact and span == math.prod(rows.shape[outer:]) and _has_whole_runs(rows, outer)
-        if not direct and buffer.size < span:
-            buffer = np.empty(span, storage.dtype)
-        block = _strided(buffer, rows.shape[outer:], steps[outer:])
-        for start, row in zip(starts, _subarrays(rows, outer), strict=True):
-            if direct:
-                storage.read(start, row.reshape(-1))
-            else:
-                storage.read(start, buffer[:span])
-                _move(row, _applied(functions, block))
-        tiling.flush(tile, rows[..., 0])
-
-
-class _Tiling:
-    """Cuts a box in source order into tiles, and lends each the place to be gathered in.
-
-    That is a scratch buffer when the box is transposed: rows along the innermost axes of the
-    source, padded, and in the order of the target, so that copying them over, transposed, has
-    one long inner loop. When the target keeps the runs of the source, it is the target itself.
+    The axes are in the order of the source: positive strides, the largest first.
     """
 
-    def __init__(self, strides: Sequence[int], target: Array, run: int) -> None:
-        self.target = target
-        inward = sorted(range(target.ndim), key=lambda axis: -abs(target.strides[axis]))
-        size = target.dtype.itemsize
-        self.shape = _tile_shape(target.shape, inward[::-1], run // size, TILE // size)
-        self.scratch: Array | None = None
-        if not _keeps_runs(strides, target):
-            self.scratch = _scratch(self.shape, inward, target.dtype)
-
-    def tiles(self) -> Iterator[tuple[slice, ...]]:
-        """The corners of all tiles, as slices of the target."""
-        cuts = [
-            [slice(at, min(at + part, n)) for at in range(0, n, part)]
-            for n, part in zip(self.target.shape, self.shape, strict=True)
-        ]
-        return itertools.product(*cuts)
-
-    def rows(self, tile: tuple[slice, ...]) -> Array:
-        """Where to put the elements of a tile."""
-        target = self.target[tile]
-        if self.scratch is None:
-            return target
-        return self.scratch[tuple(slice(n) for n in target.shape)]
-
-    def flush(self, tile: tuple[slice, ...], rows: Array) -> None:
-        """Bring a gathered tile to the target."""
-        if self.scratch is not None:
-            _move(self.target[tile], rows)
+    storage: Storage
+    offset: int
+    strides: tuple[int, ...]
+    functions: tuple[Function, ...]
+    target: Array
 
 
-def _tile_shape(
-    shape: tuple[int, ...], outward: Sequence[int], run: int, limit: int
-) -> tuple[int, ...]:
-    """A tile: first a run of the source, then columns of the target, then what still fits."""
+def _fill(view: View, start: int, out: Array, functions: tuple[Function, ...]) -> None:
+    """Fill `out` with a flat range of a view, passed through functions and cast."""
+    for shift, factors in _boxes(view.factors, start, start + out.size):
+        count = _size(factors)
+        _copy(_box(view, shift, factors, functions, out[:count]))
+        out = out[count:]
+
+
+def _box(
+    view: View, shift: int, factors: Factors, functions: tuple[Function, ...], target: Array
+) -> _Box:
+    """Make the box of some factors of a view; they only split the axes of `target`."""
+    if view.dtype != view.storage.dtype and (functions or view.dtype != target.dtype):
+        functions = (partial(_cast, dtype=view.dtype), *functions)
+    target = target.reshape([n for n, _ in factors])
+    reverse = [slice(None, None, -1 if step < 0 else None) for _, step in factors]
+    target = target[(..., *reverse)]  # the dots keep an array of no axes an array
+    offset = view.offset + shift + sum((n - 1) * step for n, step in factors if step < 0)
+    axes: list[tuple[int, int, int]] = []
+    steps = (abs(step) for _, step in factors)
+    target_steps = (stride // target.itemsize for stride in target.strides)
+    box = zip(steps, target_steps, target.shape, strict=True)
+    for step, stride, n in sorted(box, key=lambda axis: -axis[0]):
+        if axes and axes[-1][:2] == (step * n, stride * n):
+            axes[-1] = (step, stride, axes[-1][2] * n)
+        elif n != 1:
+            axes.append((step, stride, n))
+    axes = axes or [(1, 1, 1)]
+    target = _strided(target, [n for _, _, n in axes], [stride for _, stride, _ in axes])
+    return _Box(view.storage, offset, tuple(step for step, _, _ in axes), functions, target)
+
+
+def _copy(box: _Box) -> None:
+    """Fill the target of a box from as far down as its strides can be followed."""
+    storage = box.storage
+    if isinstance(storage, Joined):
+        _copy_joined(box, storage)
+        return
+    if isinstance(storage, View | Elementwise):
+        apply = () if isinstance(storage, View) else (storage.apply,)
+        view = storage if isinstance(storage, View) else storage.view
+        found = _through(view.factors, box.offset, zip(box.target.shape, box.strides, strict=True))
+        if found:
+            factors = tuple(itertools.chain.from_iterable(found[1]))
+            _copy(_box(view, found[0], factors, (*apply, *box.functions), box.target))
+            return
+    _copy_blocks(box)
+
+
+def _copy_joined(box: _Box, joined: Joined) -> None:
+    """Cut a box along its outermost axis where one piece ends."""
+    offset, target, (step, *inner) = box.offset, box.target, box.strides
+    width = 1 + sum((n - 1) * step for n, step in zip(target.shape[1:], inner, strict=True))
+    while len(target):
+        view, start, end = joined.piece(offset)
+        count = min(len(target), (end - width - offset) // step + 1)
+        if count > 0:
+            part = replace(box, storage=view, offset=offset - start, target=target[:count])
+        else:  # the first index lies across the end: cut its inner axes
+            count = 1
+            part = replace(box, offset=offset, strides=tuple(inner), target=target[0])
+        _copy(part)
+        offset, target = offset + count * step, target[count:]
+
+
+def _copy_blocks(box: _Box) -> None:
+    """Gather a box, panel by panel, into scratch memory, and turn each panel tile by tile."""
+    target, size = box.target, box.target.itemsize
+    inward = sorted(range(target.ndim), key=lambda axis: -abs(target.strides[axis]))
+    if inward[-1] == target.ndim - 1:  # the innermost axis of the source is the target's
+        _copy_runs(box, inward)
+        return
+    tile = _tile(target.shape, inward, RUN // size, TILE // size)
+    panel = _panel(box, tile)
+    scratch = _scratch(panel, tile, inward, target.dtype)
+    buffer = np.empty(0, box.storage.dtype)
+    for cut, offset in _cuts(box, panel, tile):
+        part = target[cut]
+        cell = tuple(map(min, part.shape, tile))
+        counts = tuple(map(operator.floordiv, part.shape, cell))
+        grid = scratch[tuple(map(slice, (*counts, *cell)))]
+        strides = (*map(operator.mul, box.strides, cell), *box.strides)
+        buffer = _gather(replace(box, offset=offset, strides=strides, target=grid), buffer)
+        for at in itertools.product(*map(range, counts)):
+            corner = (slice(i * n, i * n + n) for i, n in zip(at, cell, strict=True))
+            _move(part[tuple(corner)], grid[at])
+
+
+def _copy_runs(box: _Box, inward: Sequence[int]) -> None:
+    """Bring a box whose innermost axis stays innermost straight to its place."""
+    tile, size, target = box.target.shape, box.target.itemsize, box.target
+    if _is_exact(box) and target.flags.c_contiguous and box.strides == (1,):
+        box.storage.read(box.offset, target)
+        return
+    if box.functions or not isinstance(box.storage, Memory | Computed):
+        tile = _tile(tile, inward, TILE // 8 // size, TILE // size)
+    buffer = np.empty(0, box.storage.dtype)
+    for cut, offset in _cuts(box, tile, tile):
+        buffer = _gather(replace(box, offset=offset, target=target[cut]), buffer)
+
+
+def _gather(box: _Box, buffer: Array) -> Array:
+    """Fill the target of a box as it is read; returns the buffer that reads went through."""
+    order = sorted(range(len(box.strides)), key=lambda axis: -box.strides[axis])
+    strides = tuple(box.strides[axis] for axis in order)
+    target, storage = box.target.transpose(order), box.storage
+    if isinstance(storage, Memory | Computed):
+        block = _strided(storage.array[box.offset :], target.shape, strides)
+        _move(target, _applied(box.functions, block))
+        return buffer
+    direct, span, block = False, 0, buffer[:0]
+    run = _run(target.shape, strides, storage.dtype.itemsize)
+    for cut, start in _cuts(replace(box, strides=strides, target=target), run, (1,) * len(run)):
+        row = target[cut]
+        if row.shape != block.shape:  # all but the last ones are alike
+            span = 1 + sum((n - 1) * step for n, step in zip(row.shape, strides, strict=True))
+            direct = _is_exact(box) and span == row.size and row.flags.c_contiguous
+            if buffer.size < span:
+                buffer = np.empty(span, storage.dtype)
+            block = _strided(buffer, row.shape, strides)
+        if direct:
+            storage.read(start, row.reshape(-1))
+        else:
+            storage.read(start, buffer[:span])
+            _move(row, _applied(box.functions, block))
+    return buffer
+
+
+def _cuts(
+    box: _Box, panel: Sequence[int], tile: Sequence[int]
+) -> Iterator[tuple[tuple[slice, ...], int]]:
+    """Cut a box into panels of whole tiles, and what is left over: (slices, offset)."""
+    axes = []
+    for n, most, part in zip(box.target.shape, panel, tile, strict=True):
+        whole = n - n % part
+        cuts = [slice(at, min(at + most, whole)) for at in range(0, whole, most)]
+        axes.append([*cuts, slice(whole, n)] if whole < n else cuts)
+    for cut in itertools.product(*axes):
+        starts = (at.start for at in cut)
+        yield cut, box.offset + sum(map(operator.mul, starts, box.strides))
+
+
+def _tile(shape: Sequence[int], inward: Sequence[int], run: int, limit: int) -> tuple[int, ...]:
+    """Grow a tile: first a run of the source, then columns of the target, then what still fits."""
     tile = [1] * len(shape)
-    source = range(len(shape) - 1, -1, -1)
-    for axes, most in ((source, run), (outward, limit), (source, limit)):
+    outward = range(len(shape) - 1, -1, -1)
+    for axes, most in ((outward, run), (inward[::-1], limit), (outward, limit)):
         for axis in axes:
-            room = max(most, 1) // math.prod(tile)
+            room = most // math.prod(tile)
             if room > 1 and tile[axis] < shape[axis]:
                 tile[axis] = _even_part(shape[axis], tile[axis] * room)
             if tile[axis] < shape[axis]:
@@ -584,60 +601,60 @@ def _tile_shape(
     return tuple(tile)
 
 
-def _scratch(shape: tuple[int, ...], inward: Sequence[int], dtype: np.dtype[Any]) -> Array:
-    """An uninitialised tile whose axes are in source order, and its memory as `_Tiling` says."""
-    strides = [0] * len(shape)
+def _panel(box: _Box, tile: tuple[int, ...]) -> tuple[int, ...]:
+    """Put tiles side by side until one read is worth its system call."""
+    panel, size, span = list(tile), box.storage.dtype.itemsize, 1
+    if isinstance(box.storage, Memory | Computed):
+        return tile
+    for axis in range(len(tile) - 1, -1, -1):
+        n, step = box.target.shape[axis], box.strides[axis]
+        if span * size >= READ_RUN or (step - span) * size > GAP:
+            break
+        most = min(n, READ_RUN // (step * size))
+        panel[axis] *= max(1, most // tile[axis])
+        if panel[axis] < n:
+            break
+        span += (n - 1) * step
+    return tuple(panel)
+
+
+def _scratch(
+    panel: Sequence[int], tile: Sequence[int], inward: Sequence[int], dtype: np.dtype[Any]
+) -> Array:
+    """Make an uninitialised panel: an array of (tiles along each axis…, a tile's own axes…).
+
+    A tile is contiguous, in the order of the target, but for its rows: these are the innermost
+    axes of the source, padded. So bringing it to the target is one long inner loop, over rows
+    that are all at one distance.
+    """
+    strides = [0] * len(tile)
     length, columns = 1, list(inward)
-    for axis in range(len(shape) - 1, -1, -1):
+    for axis in range(len(tile) - 1, -1, -1):
         if length >= ROW or axis == inward[-1]:
             break
         strides[axis] = length
-        length *= shape[axis]
+        length *= tile[axis]
         columns.remove(axis)
     length += PADDING
     for axis in reversed(columns):
         strides[axis] = length
-        length *= shape[axis]
-    return _strided(np.empty(length, dtype), shape, strides)
+        length *= tile[axis]
+    counts = tuple(map(operator.floordiv, panel, tile))
+    memory = np.empty(length * math.prod(counts), dtype)
+    return _strided(memory, (*counts, *tile), (*(n * length for n in _steps(counts)), *strides))
 
 
-def _run(shape: tuple[int, ...], strides: Sequence[int], itemsize: int) -> tuple[int, int]:
-    """How one read covers the inner axes of a tile: the number of outer axes, and its length."""
-    span, outer = 1, len(shape) - 1  # the innermost is of one element
-    while outer:
-        n, step = shape[outer - 1], strides[outer - 1]
-        longer = span + (n - 1) * step
-        if span * itemsize >= READ_RUN or (step - span) * itemsize > GAP:
+def _run(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    """Find how much of a box one read covers, in as many axes."""
+    run, span = [1] * len(shape), 1
+    for axis in range(len(shape) - 1, -1, -1):
+        n, step = shape[axis], strides[axis]
+        if n > 1 and (step - span) * itemsize <= GAP:
+            run[axis] = min(n, max(1, (READ_MOST // itemsize - span) // step + 1))
+        if run[axis] < n:
             break
-        if longer * itemsize > 2 * TILE:
-            break
-        outer, span = outer - 1, longer
-    return outer, span
-
-
-def _in_source_order(
-    offset: int, strides: Sequence[int], target: Array
-) -> tuple[int, list[int], Array]:
-    """Make source strides positive and descending; merge axes that nest on both sides."""
-    axes: list[tuple[int, int, int]] = []
-    reverse = [slice(None, None, -1 if step < 0 else None) for step in strides]
-    offset += sum((n - 1) * step for n, step in zip(target.shape, strides, strict=True) if step < 0)
-    target = target[(..., *reverse)]  # the dots keep an array of no axes an array
-    box = zip((abs(step) for step in strides), target.strides, target.shape, strict=True)
-    for step, stride, n in sorted(box, key=lambda axis: -axis[0]):
-        if axes and axes[-1][:2] == (step * n, stride * n):
-            axes[-1] = (step, stride, axes[-1][2] * n)
-        elif n != 1:
-            axes.append((step, stride, n))
-    axes = axes or [(1, target.itemsize, 1)]
-    shape, byte_strides = [n for _, _, n in axes], [stride for _, stride, _ in axes]
-    return offset, [step for step, _, _ in axes], as_strided(target, shape, byte_strides)
-
-
-def _keeps_runs(strides: Sequence[int], target: Array) -> bool:
-    """Whether the innermost axis of the source is worth copying by itself into the target."""
-    inner = min(range(target.ndim), key=lambda axis: abs(target.strides[axis]))
-    return inner == target.ndim - 1
+        span += (n - 1) * step
+    return tuple(run)
 
 
 def _applied(functions: tuple[Function, ...], block: Array) -> Array:
@@ -650,30 +667,13 @@ def _applied(functions: tuple[Function, ...], block: Array) -> Array:
     return flat.reshape(block.shape)
 
 
-def _positions(start: int, shape: Sequence[int], strides: Sequence[int]) -> list[int]:
-    """The flat positions of a strided box, in C order."""
-    positions = np.array(start)
-    for n, step in zip(shape, strides, strict=False):
-        positions = np.add.outer(positions, np.arange(n) * step)
-    flat: list[int] = positions.reshape(-1).tolist()
-    return flat
-
-
-def _has_whole_runs(array: Array, axes: int) -> bool:
-    return array[(0,) * axes].flags.c_contiguous
-
-
-def _subarrays(array: Array, axes: int) -> Iterator[Array]:
-    """All subarrays over the first axes, in C order: faster than indexing one by one."""
-    if axes == 0:
-        yield array
-        return
-    for part in array:
-        yield from _subarrays(part, axes - 1)
-
-
 def _strided(array: Array, shape: Sequence[int], strides: Sequence[int]) -> Array:
-    return as_strided(array, shape, [step * array.itemsize for step in strides])
+    """View memory from the first element of an array on, with strides in elements."""
+    strides = [step * array.itemsize for step in strides]
+    if array.dtype.hasobject:
+        return as_strided(array, shape, strides)
+    # Not every dtype has a name that array interfaces understand, but bytes have.
+    return as_strided(array.view(f"V{array.itemsize}"), shape, strides).view(array.dtype)
 
 
 def _cast(block: Array, dtype: np.dtype[Any]) -> Array:
@@ -695,10 +695,15 @@ def _move(target: Array, source: Array) -> None:
 
 
 def _raw(array: Array) -> Array:
-    """The same bytes as unsigned integers, which NumPy moves faster than dtypes it does not own."""
-    if array.dtype.hasobject or array.itemsize not in (1, 2, 4, 8):
-        return array
-    return array.view(f"u{array.itemsize}")
+    """The elements of a dtype that NumPy does not own as integers, which it moves much faster."""
+    if array.dtype.isbuiltin == USER_DEFINED:
+        return array.view(f"u{array.itemsize}")
+    return array
+
+
+def _is_exact(box: _Box) -> bool:
+    """Whether the bytes of the storage are those of the target."""
+    return not box.functions and box.storage.dtype == box.target.dtype
 
 
 def _check_block(array: Array, size: int, dtype: np.dtype[Any]) -> None:

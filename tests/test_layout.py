@@ -1,12 +1,14 @@
 """The algebra of views and the copy kernel, with NumPy as the oracle."""
 
+import itertools
 import math
+import tracemalloc
 from itertools import pairwise
 
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from converter import layout
@@ -33,21 +35,13 @@ class Reads:
         out[...] = self.array[start : start + out.size]
 
 
-@pytest.fixture(params=["real", "tiny"], scope="module")
-def tiles(request):
+@pytest.fixture(params=["real", "tiny"])
+def tiles(request, monkeypatch):
     """The kernel with its own sizes, and with ones that make a tile of a handful of elements."""
-    with pytest.MonkeyPatch.context() as patch:
-        if request.param == "tiny":
-            for name, value in {
-                "TILE": 48,
-                "READ_RUN": 16,
-                "MEMORY_RUN": 12,
-                "GAP": 8,
-                "ROW": 3,
-                "PADDING": 1,
-            }.items():
-                patch.setattr(layout, name, value)
-        yield request.param
+    if request.param == "tiny":
+        sizes = {"READ_RUN": 24, "READ_MOST": 32, "GAP": 8, "TILE": 48, "RUN": 12}
+        for name, value in {**sizes, "ROW": 3, "PADDING": 1}.items():
+            monkeypatch.setattr(layout, name, value)
 
 
 def negated(block):
@@ -121,9 +115,8 @@ def step(draw, view, array):
         shape = draw(factorings(array.size))
         return view.reshape(shape), array.reshape(shape)
     if name == "astype":
-        dtype = np.dtype(draw(st.sampled_from(["f4", "f2", "f8", ml_dtypes.bfloat16])))
-        if array.dtype == dtype or array.dtype.kind == "c":
-            return view, array
+        real = ["f4", "f2", "f8", ml_dtypes.bfloat16]
+        dtype = np.dtype(draw(st.sampled_from(["c8"] if array.dtype.kind == "c" else real)))
         return view.astype(dtype), array.astype(dtype)
     if name == "transpose" or array.ndim == 0:
         order = draw(st.permutations(range(array.ndim)))
@@ -139,7 +132,11 @@ def step(draw, view, array):
     return concatenate([part, view, part], axis), whole
 
 
-@settings(max_examples=300, deadline=None)
+@settings(
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],  # it sets constants only
+)
 @given(st.data())
 def test_any_chain_of_operations_reads_as_in_numpy(tiles, data):
     view, expected = data.draw(tensors())
@@ -150,3 +147,264 @@ def test_any_chain_of_operations_reads_as_in_numpy(tiles, data):
     out = np.empty(stop - start, view.dtype)
     view.read(start, out)
     same(out, np.ascontiguousarray(expected).reshape(-1)[start:stop])
+
+
+def check(view, expected):
+    """A view equals its oracle, as a whole and in ragged pieces."""
+    same(view.numpy(), expected)
+    flat = np.ascontiguousarray(expected).reshape(-1)
+    for count in (1, 7, max(1, flat.size // 3)):
+        for start in range(0, min(flat.size, 5 * count), count):
+            out = np.empty(min(count, flat.size - start), view.dtype)
+            view.read(start, out)
+            same(out, flat[start : start + out.size])
+
+
+# ── the algebra ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_merge_of_permuted_axes_is_strides():
+    array = np.arange(3 * 3 * 4 * 5, dtype="f4").reshape(3, 3, 4, 5)
+    source = Reads(array)
+    view = View.over(source, array.shape).transpose((3, 2, 0, 1)).reshape((5, 36))
+    assert view.storage is source
+    assert view.axes == (((5, 1),), ((4, 5), (9, 20)))
+    check(view, array.transpose(3, 2, 0, 1).reshape(5, 36))
+    back = view.reshape((5, 4, 3, 3)).transpose((2, 3, 1, 0))
+    assert back == View.over(source, array.shape)
+    assert back.contiguous
+
+
+def test_a_reshape_across_permuted_axes_reads_lazily():
+    array = np.arange(6, dtype="i4").reshape(2, 3)
+    view = View.over(Reads(array), (2, 3)).transpose((1, 0)).reshape((3, 2)).reshape((2, 3))
+    assert view.storage.storage.requests == []
+    check(view, array.T.reshape(2, 3))
+    check(view.transpose((1, 0)).flip(0), array.T.reshape(2, 3).T[::-1])
+
+
+def test_a_range_across_a_merged_axis():
+    array = np.arange(60, dtype="i2").reshape(3, 4, 5)
+    merged = View.over(Reads(array), (3, 4, 5)).transpose((2, 1, 0)).reshape((5, 12))
+    for start, stop in itertools.combinations(range(13), 2):
+        same(merged.take(1, start, stop).numpy(), array.T.reshape(5, 12)[:, start:stop])
+
+
+def test_operations_read_nothing():
+    source = Reads(np.arange(24, dtype="f4"))
+    view = View.over(source, (2, 3, 4)).transpose((2, 0, 1)).flip(1).take(0, 1, 3)
+    concatenate([view.astype("f8"), view.astype("f8")], 2).reshape((2, 12))
+    assert source.requests == []
+
+
+def test_casts_of_casts_round_every_time():
+    array = np.array([1 + 2**-12, 70000, 1e-9])
+    view = View.over(Reads(array), (3,)).astype("f2").astype("f4")
+    same(view.numpy(), np.array([1, np.inf, 0], "f4"))
+    reverse = view.flip(0).astype(ml_dtypes.bfloat16)
+    same(reverse.numpy(), np.array([0, np.inf, 1], ml_dtypes.bfloat16))
+
+
+def test_a_cast_without_a_right_result_warns():
+    view = View.of(np.array([np.nan], "f4")).astype("i4")
+    with pytest.warns(RuntimeWarning, match="invalid value"):
+        view.numpy()
+    assert np.isnan(View.of(np.array([np.nan], "f4")).astype("f2").numpy()).all()
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1, 1), (0,), (3, 0, 2)])
+def test_shapes_of_one_element_and_of_none(tiles, shape):
+    array = np.full(shape, 7, "f4")
+    for storage in storages(array).values():
+        view = View.over(storage, shape)
+        expected = -array if isinstance(storage, Elementwise) else array
+        check(view.reshape((*shape, 1)).transpose((len(shape), *range(len(shape)))), expected[None])
+        assert view.chunk(1000) == 1
+        assert view.contiguous
+
+
+@pytest.mark.parametrize(
+    ("operation", "error", "message"),
+    [
+        (lambda view: view.transpose((0, 0)), ValueError, r"\(0, 0\) is not an order of 2 axes"),
+        (lambda view: view.reshape((7,)), ValueError, r"cannot reshape \(2, 3\) to \(7,\)"),
+        (lambda view: view.reshape((-1, 3)), ValueError, r"cannot reshape \(2, 3\) to \(-1, 3\)"),
+        (lambda view: view.reshape((-2, -3)), ValueError, "cannot reshape"),
+        (lambda view: view.flip(2), IndexError, r"no axis 2 in shape \(2, 3\)"),
+        (lambda view: view.flip(-1), IndexError, "no axis -1"),
+        (lambda view: view.take(1, 2, 4), IndexError, r"\[2, 4\) is outside of axis 1"),
+        (lambda view: view.take(1, 2, 1), IndexError, r"\[2, 1\) is outside of axis 1"),
+        (lambda view: view.read(5, np.empty(2, "f4")), IndexError, "outside of 6 elements"),
+        (lambda view: view.read(0, np.empty(2, "f8")), ValueError, "array of float32"),
+        (lambda view: view.read(0, np.empty((2, 1), "f4")), ValueError, "one-dimensional"),
+        (lambda view: view.read(0, np.empty(4, "f4")[::2]), ValueError, "contiguous"),
+        (lambda view: View.over(view, (5,)), ValueError, r"6 elements as shape \(5,\)"),
+        (lambda view: View.over(view, (-2, -3)), ValueError, r"shape \(-2, -3\)"),
+        (lambda view: concatenate([], 0), ValueError, "no views"),
+        (lambda view: concatenate([view, view.astype("i4")], 0), ValueError, "float32, int32"),
+        (
+            lambda view: concatenate([view, view.transpose((1, 0))], 0),
+            ValueError,
+            r"cannot concatenate shapes \(2, 3\), \(3, 2\) along axis 0",
+        ),
+    ],
+)
+def test_mistakes_say_what_is_wrong(operation, error, message):
+    view = View.of(np.zeros((2, 3), "f4"))
+    with pytest.raises(error, match=message):
+        operation(view)
+
+
+# ── storages ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_memory_is_neither_copied_nor_written():
+    array = np.arange(12, dtype="f4").reshape(3, 4)
+    view = View.of(array)
+    assert np.shares_memory(view.take(0, 1, 3).numpy(), array)
+    with pytest.raises(ValueError, match="read-only"):
+        view.numpy()[0] = 1
+    array.flags.writeable = False
+    same(View.of(array).transpose((1, 0)).flip(0).numpy(), array.T[::-1])
+    same(View.of(array.T).numpy(), array.T)
+
+
+def test_computed_once_and_only_when_read():
+    calls = []
+    storage = Computed(3, "f4", lambda: calls.append(1) or np.arange(3, dtype="f4"))
+    view = View.over(storage, (3,)).flip(0)
+    assert calls == []
+    for _ in range(2):
+        same(view.numpy(), np.array([2, 1, 0], "f4"))
+    assert calls == [1]
+
+
+@pytest.mark.parametrize("wrong", [np.zeros(2, "f4"), np.zeros(3, "f8")])
+def test_results_are_held_to_their_promise(wrong):
+    with pytest.raises(ValueError, match="expected 3 elements of float32, computed"):
+        View.over(Computed(3, "f4", lambda: wrong), (3,)).numpy()
+    storage = Elementwise(View.of(np.zeros(3, "f4")), lambda block: wrong, "f4")
+    with pytest.raises(ValueError, match="expected 3 elements of float32, computed"):
+        View.over(storage, (3,)).numpy()
+
+
+def test_a_function_between_layouts_sees_small_flat_blocks_of_the_cast(tiles):
+    array = np.arange(40 * 50, dtype="f4").reshape(40, 50)
+    seen = set()
+
+    def half(block):
+        seen.add((block.ndim, block.dtype, block.flags.c_contiguous))
+        assert block.nbytes <= layout.TILE * 2
+        return (block / 2).astype("f4")
+
+    inner = View.over(Reads(array), (40, 50)).transpose((1, 0)).astype("f8")
+    view = View.over(Elementwise(inner, half, "f4"), (50, 40)).transpose((1, 0)).flip(1)
+    check(view, (array / 2)[:, ::-1].astype("f4"))
+    assert seen == {(1, np.dtype("f8"), True)}
+
+
+def test_pieces_are_read_where_they_are_needed_only(tiles):
+    array = np.arange(600, dtype="f4").reshape(20, 30)
+    first, second = Reads(array), Reads(array)
+    views = [View.over(source, (20, 30)).transpose((1, 0)) for source in (first, second)]
+    view = concatenate(views, 1)
+    check(view.take(1, 25, 40), np.concatenate([array.T, array.T], 1)[:, 25:40])
+    assert first.requests == []
+    assert sum(count for _, count in second.requests) < 20 * 600
+
+
+# ── the kernel ───────────────────────────────────────────────────────────────────────────────────
+
+
+PERMUTED = [
+    ((7, 7, 8, 64), (3, 2, 0, 1)),
+    ((3, 3, 16, 32), (3, 2, 0, 1)),
+    ((32, 16, 3, 3), (2, 3, 1, 0)),
+    ((16, 8, 5, 5), (0, 2, 3, 1)),
+    ((64, 48), (1, 0)),
+    ((61, 53), (1, 0)),
+    ((20, 30, 3), (1, 0, 2)),
+    ((2, 3, 4, 5, 6), (4, 2, 0, 3, 1)),
+]
+STORED = [
+    *("?", "i1", "f2", "f4", "f8", "c8", "c16", "g", ">f4", ">i2"),
+    *("S3", "U2", "M8[s]", "V3", "V2", "i4,f8", object),
+    *(ml_dtypes.bfloat16, ml_dtypes.float8_e5m2, ml_dtypes.float8_e4m3fn, ml_dtypes.int4),
+]
+
+
+def elements(size, dtype):
+    if dtype is object:
+        return np.array([b"%d" % i for i in range(size)], object)
+    if np.dtype(dtype).kind == "V" and np.dtype(dtype).type is np.void:
+        raw = np.arange(size * np.dtype(dtype).itemsize) % 251
+        return raw.astype("u1").view(dtype)
+    small = (np.arange(size) % 8).astype("i8")
+    return small.astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", STORED, ids=str)
+@pytest.mark.parametrize("storage", [Memory, Reads])
+def test_every_dtype_is_permuted_and_reversed(tiles, storage, dtype):
+    array = elements(7 * 5 * 6, dtype).reshape(7, 5, 6)
+    view = View.over(storage(array), array.shape).transpose((2, 0, 1)).flip(1)
+    expected = np.ascontiguousarray(array.transpose(2, 0, 1)[:, ::-1])
+    actual = view.numpy()
+    assert actual.dtype == expected.dtype
+    assert actual.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("cast", [None, "f8", "f2"])
+@pytest.mark.parametrize(("shape", "order"), PERMUTED)
+@pytest.mark.parametrize("storage", [Memory, Reads])
+def test_permutations_of_weights(tiles, storage, shape, order, cast):
+    array = np.arange(math.prod(shape), dtype="f4").reshape(shape)
+    view = View.over(storage(array), shape).transpose(order)
+    expected = array.transpose(order)
+    with np.errstate(over="ignore"):
+        expected = expected.astype(cast or "f4")
+    check(view.astype(cast or "f4"), expected)
+    check(view.flip(0).flip(1).astype(cast or "f4"), expected[::-1, ::-1])
+
+
+def test_a_plain_run_is_one_read():
+    source = Reads(np.arange(1_000_000, dtype="f4"))
+    out = np.empty(900_000, "f4")
+    View.over(source, (1000, 1000)).read(50_000, out)
+    assert source.requests == [(50_000, 900_000)]
+    same(out, source.array[50_000:950_000])
+
+
+def test_a_permuted_tensor_is_read_once_in_long_runs():
+    source = Reads(np.arange(9 * 256 * 512, dtype="f4"))
+    view = View.over(source, (3, 3, 256, 512)).transpose((3, 2, 0, 1))
+    same(view.numpy(), source.array.reshape(3, 3, 256, 512).transpose(3, 2, 0, 1))
+    assert sum(count for _, count in source.requests) == source.size
+    assert min(count for _, count in source.requests) * 4 >= layout.READ_RUN
+
+
+def test_memory_beside_the_result_is_bounded():
+    source = Reads(np.ones((1024, 8192), "f4"))
+    view = View.over(source, (1024, 8192)).transpose((1, 0)).astype("f8").astype("f4")
+    out = np.empty(view.chunk(4 << 20), "f4")
+    view.read(0, out)
+    tracemalloc.start()
+    view.read(out.size, out)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 << 20
+
+
+@pytest.mark.parametrize("nbytes", [1, 100, 1000, 5000, 10**6])
+@pytest.mark.parametrize("shape", [(7, 5, 11), (16, 64), (1000,), (3, 1, 997)])
+def test_chunks_are_whole_rows_of_at_most_so_many_bytes(shape, nbytes):
+    view = View.of(np.zeros(shape, "f4")).transpose(range(len(shape)))
+    chunk = view.chunk(nbytes)
+    assert chunk >= 1
+    assert chunk * 4 <= max(nbytes, 4)
+
+
+def test_a_chunk_is_a_number_of_leading_rows():
+    view = View.of(np.zeros((49, 64, 4096), "f4")).transpose((2, 1, 0))
+    assert view.chunk(1 << 20) % (64 * 49) == 0
+    assert view.chunk(1 << 20) * 4 > (1 << 20) // 2
