@@ -21,7 +21,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
-class Bytes(click.ParamType[int]):
+class Bytes(click.ParamType):  # type: ignore[type-arg] # generic in new releases only
     """A number of bytes: `128MiB`, `2GB`, `4096`."""
 
     name = "size"
@@ -38,7 +38,7 @@ class Bytes(click.ParamType[int]):
         return int(float(found[1]) * table[unit])
 
 
-class Assignment(click.ParamType[tuple[str, int]]):
+class Assignment(click.ParamType):  # type: ignore[type-arg] # likewise
     """`NAME=N`."""
 
     name = "name=n"
