@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 
 from converter.errors import Diagnostic, MappingError, OpError
 from converter.language.load import load
-from converter.language.names import Bindings, Template, TemplateError, parse
+from converter.language.names import Bindings, Selector, Template, TemplateError, parse, split
 from converter.language.rules import Drop, Make, Rule, Rules
 from converter.layout import Array, Computed, View
 from converter.tensors import Checkpoint, Tensor, TensorSpec, dtype_of
@@ -194,12 +194,42 @@ def plan(
     return _Planner(rules, specs).plan(metadata or {})
 
 
+Claim = TypeVar("Claim")
+
+
 @dataclass
 class _Group:
     """The sources of one application of a rule: per source template, (extra holes, name)."""
 
     bindings: Bindings
     members: list[list[tuple[Bindings, str]]]
+
+
+class _Index(Generic[Claim]):
+    """Finds the rules and drops that may take a name by one literal segment of it, the rarest.
+
+    A hundred thousand names through hundreds of rules must not mean as many matches as pairs.
+    """
+
+    def __init__(self, items: Iterable[tuple[Claim, Template | Selector]]) -> None:
+        everything = [(item, pattern.anchors) for item, pattern in items]
+        often = Counter(anchor for _, anchors in everything for anchor in anchors)
+        self.anchored: dict[tuple[int, str], list[Claim]] = defaultdict(list)
+        self.others: list[Claim] = []
+        for item, anchors in everything:
+            if anchors:
+                self.anchored[min(anchors, key=lambda anchor: often[anchor])].append(item)
+            else:
+                self.others.append(item)
+
+    def __call__(self, name: str) -> list[Claim]:
+        """The items whose pattern may fit the name."""
+        segments = split(name)
+        found = list(self.others)
+        for position, segment in enumerate(segments):
+            found += self.anchored.get((position, segment), ())
+            found += self.anchored.get((position - len(segments), segment), ())
+        return found
 
 
 @dataclass
@@ -210,11 +240,18 @@ class _Planner:
     steps: list[Step] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)
     left: list[str] = field(default_factory=list)
+    inferred: dict[Any, tuple[list[TensorSpec], tuple[str, ...]]] = field(default_factory=dict)
 
     def plan(self, metadata: Mapping[str, str]) -> Plan:
         self.check_contract(metadata)
         groups: dict[int, dict[tuple[Any, ...], _Group]] = defaultdict(dict)
-        unmatched = [name for name in self.specs if not self.claim(name, groups)]
+        rules = _Index(
+            ((index, nth), template)
+            for index, rule in enumerate(self.rules.rules)
+            for nth, template in enumerate(rule.sources)
+        )
+        drops = _Index((drop, drop.matches) for drop in self.rules.drops)
+        unmatched = [n for n in self.specs if not self.claim(n, rules(n), drops(n), groups)]
         for index, rule in enumerate(self.rules.rules):
             if index not in groups and not rule.optional and self.rules.only is None:
                 self.rule_unused(rule)
@@ -237,19 +274,25 @@ class _Planner:
             tuple(self.problems),
         )
 
-    def claim(self, name: str, groups: dict[int, dict[tuple[Any, ...], _Group]]) -> bool:
+    def claim(
+        self,
+        name: str,
+        candidates: Sequence[tuple[int, int]],
+        drops: Sequence[Drop],
+        groups: dict[int, dict[tuple[Any, ...], _Group]],
+    ) -> bool:
         """Find the one rule or drop that a source name belongs to; False when there is none."""
         if not name.startswith(self.rules.within):
             self.left.append(name)
             return True
         claims: list[Rule | Drop] = []
-        for index, rule in enumerate(self.rules.rules):
-            for nth, template in enumerate(rule.sources):
-                bindings = template.match(name)
-                if bindings is not None and not self.excluded(rule, name, bindings):
-                    claims.append(rule)
-                    self.join(groups[index], rule, nth, bindings, name)
-        drop = next((drop for drop in self.rules.drops if drop.matches(name)), None)
+        for index, nth in candidates:
+            rule = self.rules.rules[index]
+            bindings = rule.sources[nth].match(name)
+            if bindings is not None and not self.excluded(rule, name, bindings):
+                claims.append(rule)
+                self.join(groups[index], rule, nth, bindings, name)
+        drop = next((drop for drop in drops if drop.matches(name)), None)
         if drop is not None:
             self.dropped[name] = drop.because
             claims.append(drop)
@@ -281,7 +324,7 @@ class _Planner:
         name: str,
     ) -> None:
         """Add a source to the application of a rule that its shared holes say."""
-        shared = frozenset[str]().union(*(template.holes for template in rule.targets))
+        shared = rule.target_holes
         key = {hole: value for hole, value in bindings.items() if hole in shared}
         extra = {hole: value for hole, value in bindings.items() if hole not in shared}
         group = groups.setdefault(
@@ -294,11 +337,9 @@ class _Planner:
         names = self.gathered(rule, group)
         if names is None:
             return
-        ghosts = [View.over(_Nothing(self.specs[n]), self.specs[n].shape) for n in names]
-        doubts: list[str] = []
         try:
-            views = _apply(rule, ghosts, len(rule.targets), doubts)
-            targets = self.targets(rule, group.bindings, len(views))
+            specs, doubts = self.infer(rule, [self.specs[name] for name in names])
+            targets = self.targets(rule, group.bindings, len(specs))
         except OpError as error:
             self.op_does_not_fit(rule, names, error)
             return
@@ -307,10 +348,22 @@ class _Planner:
                 rule.place.diagnostic("PLN206", str(error), tensor=names[0], found=names[0])
             )
             return
-        for piece, (target, view) in enumerate(zip(targets, views, strict=True)):
-            spec = TensorSpec(view.shape, view.dtype)
-            step = Step(target, spec, tuple(names), rule, piece, len(rule.targets), tuple(doubts))
+        for piece, (target, spec) in enumerate(zip(targets, specs, strict=True)):
+            step = Step(target, spec, tuple(names), rule, piece, len(rule.targets), doubts)
             self.steps.append(step)
+
+    def infer(
+        self, rule: Rule, sources: list[TensorSpec]
+    ) -> tuple[list[TensorSpec], tuple[str, ...]]:
+        """The specs that a rule makes of these, and its doubts; layers repeat, so it is kept."""
+        key = (id(rule), *sources)
+        if key not in self.inferred:
+            ghosts = [View.over(_Nothing(spec), spec.shape) for spec in sources]
+            doubts: list[str] = []
+            views = _apply(rule, ghosts, len(rule.targets), doubts)
+            specs = [TensorSpec(view.shape, view.dtype) for view in views]
+            self.inferred[key] = specs, tuple(doubts)
+        return self.inferred[key]
 
     def gathered(self, rule: Rule, group: _Group) -> list[str] | None:
         """The group's source names in order; None after noting what is missing."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,9 @@ SUFFIXES = (".yaml", ".yml")
 
 def shipped() -> Path:
     """The folder of the mappings that come with the package."""
-    inside = Path(str(resources.files("converter"))) / "_mappings"
-    return inside if inside.is_dir() else inside.parents[1] / "mappings"
+    package = Path(__file__).parents[1]
+    inside = package / "_mappings"  # in a wheel; in a checkout they lie beside the package
+    return inside if inside.is_dir() else package.parent / "mappings"
 
 
 def shipped_names() -> list[str]:

@@ -17,8 +17,9 @@ two ways is refused when it is read, so no order or greed ever decides.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -34,6 +35,7 @@ _HOLE = re.compile(
 )
 _PADDED = re.compile(r"0([1-9])")
 MAX_NAME = 4096
+_HOLE_MARK = "\0"  # in no name
 MAX_STARS = 8
 
 
@@ -98,7 +100,7 @@ class Hole:
             value = self.choices.index(text)
         elif self.kind == "int":
             value = int(text) - self.offset
-            if value < 0 or self.write({self.name: value}) != text:
+            if value < 0 or f"{int(text):0{self.width}d}" != text:
                 return False
         return bindings.setdefault(self.name, value) == value
 
@@ -155,7 +157,7 @@ class Template:
     text: str
     tokens: tuple[Token, ...] = field(repr=False)
 
-    @property
+    @cached_property
     def variables(self) -> tuple[Hole | Lookup, ...]:
         """The tokens that are not literal."""
         return tuple(token for token in self.tokens if not isinstance(token, Text))
@@ -181,12 +183,27 @@ class Template:
         return last.text if isinstance(last, Text) else ""
 
     @cached_property
-    def _regex(self) -> re.Pattern[str]:
+    def anchors(self) -> tuple[tuple[int, str], ...]:
+        """Segments that every match has: (position, text), counted from the end when negative."""
+        found: list[tuple[int, str]] = []
+        for sign, tokens in ((1, self.tokens), (-1, tuple(reversed(self.tokens)))):
+            fixed = list(itertools.takewhile(lambda token: not _spans(token), tokens))
+            whole = len(fixed) == len(tokens)
+            text = "".join(t.text if isinstance(t, Text) else _HOLE_MARK for t in fixed[::sign])
+            segments = split(text)
+            if not whole:  # the segment that runs into the free text is not known
+                segments = segments[:-1] if sign > 0 else segments[1:]
+            start = 0 if sign > 0 else -len(segments)
+            found += [(start + k, s) for k, s in enumerate(segments) if _HOLE_MARK not in s]
+        return tuple(found)
+
+    @cached_property
+    def _fullmatch(self) -> Callable[[str], re.Match[str] | None]:
         parts = (
             re.escape(token.text) if isinstance(token, Text) else f"({token.pattern})"
             for token in self.tokens
         )
-        return re.compile("".join(parts), re.DOTALL)
+        return re.compile("".join(parts), re.DOTALL).fullmatch
 
     def match(self, name: str) -> Bindings | None:
         """What the holes hold when the whole name fits, else None."""
@@ -194,14 +211,14 @@ class Template:
             return {} if name == self.prefix else None
         if not name.startswith(self.prefix) or len(name) > MAX_NAME:
             return None
-        found = self._regex.fullmatch(name)
+        found = self._fullmatch(name)
+        if not found:
+            return None
         bindings: Bindings = {}
-        if found and all(
-            token.read(text, bindings)
-            for token, text in zip(self.variables, found.groups(), strict=True)
-        ):
-            return bindings
-        return None
+        for token, text in zip(self.variables, found.groups(), strict=True):
+            if not token.read(text, bindings):
+                return None
+        return bindings
 
     def format(self, bindings: Mapping[str, Value]) -> str:
         """The name for these bindings; `TemplateError` when an entry or a number does not exist."""
@@ -222,6 +239,16 @@ class Template:
     def scoped(self, scope: str) -> Template:
         """The same template under a prefix."""
         return Template(scope + self.text, _joined((Text(scope), *self.tokens)))
+
+
+def split(name: str) -> list[str]:
+    """The segments of a name: what stands between its slashes and dots."""
+    return re.split("[/.]", name)
+
+
+def _spans(token: Token) -> bool:
+    """Can the token's text hold a separator, so that segments after it cannot be counted?"""
+    return not isinstance(token, Text) and (_fits(token, "/") or _fits(token, "."))
 
 
 def parse(texts: Iterable[str], tables: Mapping[str, Table]) -> list[Template]:
@@ -436,6 +463,12 @@ class Selector:
     def _regex(self) -> re.Pattern[str]:
         parts = re.split(r"(\*\*|\*|\{[^{}]*\})", self.text)
         return re.compile("".join(map(self._part, parts)), re.DOTALL)
+
+    @cached_property
+    def anchors(self) -> tuple[tuple[int, str], ...]:
+        """The last segment, as `Template.anchors` has it, where it is literal."""
+        last = split(self.text)[-1]
+        return () if set(last) & set("*{}") else ((-1, last),)
 
     @staticmethod
     def _part(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
@@ -43,7 +44,7 @@ class Place:
 NOWHERE = Place()
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Rule:
     """Sources that become targets.  `op_places` is where each op stands, in the order of `ops`."""
 
@@ -56,6 +57,11 @@ class Rule:
     about: str = ""
     place: Place = NOWHERE
     op_places: tuple[Place, ...] = ()
+
+    @cached_property
+    def target_holes(self) -> frozenset[str]:
+        """The holes of all targets."""
+        return frozenset[str]().union(*(template.holes for template in self.targets))
 
     def inverse(self) -> Rule:
         """The rule of the way back; `IrreversibleError` when an op has none."""
