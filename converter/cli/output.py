@@ -6,6 +6,8 @@ Data goes to stdout; progress, hints and errors to stderr.
 from __future__ import annotations
 
 import json
+import math
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -23,6 +25,8 @@ BAR_SECONDS = 0.1
 BAR = 28
 
 _ASCII = str.maketrans({"→": "->", "·": "-", "…": "...", "█": "#", "░": "."})
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+_CONTROL_BUT_LINES = {code: text for code, text in _CONTROL.items() if chr(code) not in "\n\t"}
 
 format_option = click.option(
     "--format",
@@ -35,7 +39,11 @@ format_option = click.option(
 
 
 def ascii_safe(text: str, stream: Any = None) -> str:
-    """The text in characters that the stream can print, whatever the console's encoding."""
+    """The text in characters that the stream can print, and that command no terminal.
+
+    Names and metadata come from files that others wrote: an escape code in one must not act.
+    """
+    text = text.translate(_CONTROL_BUT_LINES)
     encoding = getattr(stream or sys.stderr, "encoding", None) or "ascii"
     try:
         text.encode(encoding)
@@ -46,17 +54,42 @@ def ascii_safe(text: str, stream: Any = None) -> str:
 
 def say(text: str = "") -> None:
     """Print data."""
-    click.echo(ascii_safe(text, sys.stdout))
+    _echo(ascii_safe(text, sys.stdout))
 
 
 def hint(text: str) -> None:
     """Print what is not data."""
-    click.echo(ascii_safe(text), err=True)
+    _echo(ascii_safe(text), err=True)
+
+
+def _echo(text: str, *, err: bool = False, nl: bool = True) -> None:
+    try:
+        click.echo(text, err=err, nl=nl)
+    except BrokenPipeError:  # the reader has seen enough; the work and its verdict go on
+        stream = sys.stderr if err else sys.stdout
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def say_json(data: Any) -> None:
     """Print one JSON document."""
-    click.echo(json.dumps(data, indent=2))
+    _echo(json_text(data))
+
+
+def json_text(data: Any) -> str:
+    """One JSON document; numbers that JSON has no word for are "NaN", "Infinity", "-Infinity"."""
+    return json.dumps(_finite(data), indent=2, allow_nan=False)
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    if isinstance(data, float) and not math.isfinite(data):
+        return "NaN" if math.isnan(data) else "Infinity" if data > 0 else "-Infinity"
+    return data
 
 
 def size(nbytes: float) -> str:
@@ -75,7 +108,7 @@ def count(number: int, noun: str) -> str:
 
 def table(rows: Iterable[Sequence[str]], *, right: Iterable[int] = (), indent: str = "") -> None:
     """Print columns, aligned; those in `right` to the right."""
-    lines = [list(row) for row in rows]
+    lines = [[cell.translate(_CONTROL) for cell in row] for row in rows]
     if not lines:
         return
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
@@ -152,9 +185,9 @@ class Progress:
             return
         full = BAR * self.done // self.total
         bar = ascii_safe("█" * full + "░" * (BAR - full))
-        click.echo(f"\r{bar} {text}  {name[:40]:40}", err=True, nl=False)
+        _echo(f"\r{bar} {text}  {ascii_safe(name[:40]):40}", err=True, nl=False)
 
     def close(self) -> None:
         """Take the bar away."""
         if self.bar:
-            click.echo("\r" + " " * (BAR + 80) + "\r", err=True, nl=False)
+            _echo("\r" + " " * (BAR + 80) + "\r", err=True, nl=False)
