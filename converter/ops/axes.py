@@ -16,7 +16,7 @@ from converter.errors import OpError
 from converter.ops.base import join
 
 ELLIPSIS = "..."
-_TOKEN = re.compile(r"\s*(\.\.\.|[A-Za-z_][A-Za-z0-9_]*|1|[()\[\]]|\S)")
+_TOKEN = re.compile(r"\s*(\.\.\.|[A-Za-z0-9_]+|\S)")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 Group = tuple[str, ...]  # the axes merged into one; () is an axis of size one
@@ -69,9 +69,10 @@ def parse(text: str) -> Pattern:
     left, right = _groups(halves[0], 0), _groups(halves[1], offset)
     names = [{axis for group in side for axis in group} for side in (left, right)]
     for axis in sorted(names[0] ^ names[1]):
-        where = text.find(axis) if axis in names[0] else offset + halves[1].find(axis)
-        side = "left" if axis in names[0] else "right"
-        raise NotationError(f"axis '{axis}' stands on the {side} side only", where)
+        on_left = axis in names[0]
+        side, half, start = ("left", halves[0], 0) if on_left else ("right", halves[1], offset)
+        found = next(match for match in _TOKEN.finditer(half) if match[1] == axis)
+        raise NotationError(f"axis '{axis}' stands on the {side} side only", start + found.start(1))
     return Pattern(left, right)
 
 
@@ -195,6 +196,14 @@ class Marked:
                 expected=f"{len(self.axes)} axes",
                 found=f"{rank} axes: {join(shape)}",
             )
+        for index, axis in enumerate(self.axes):
+            size = shape[index + extra if index > dots else index] if axis == "1" else 1
+            if size != 1:
+                raise OpError(
+                    f"`{self}` does not fit",
+                    expected="an axis of 1",
+                    found=f"{size} in {join(shape)}",
+                )
         return tuple(mark + extra if mark > dots else mark for mark in self.marks)
 
     def __str__(self) -> str:
