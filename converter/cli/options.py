@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from converter.cli.output import hint
+
 if TYPE_CHECKING:
+    from converter.language.names import Selector
+    from converter.language.rules import Rules
     from converter.plan import Plan, Port
     from converter.tensors import Checkpoint
 
@@ -72,7 +77,8 @@ def mapping_options(command: Command) -> Command:
                 "--only",
                 multiple=True,
                 metavar="PATTERN",
-                help="Only tensors whose source or target name fits; `*` a segment, `**` anything.",
+                help="Only tensors whose name fits, before or after the (first) mapping; "
+                "`*` is a segment, `**` anything.",
             ),
             click.option(
                 "--drop",
@@ -105,8 +111,8 @@ class Request:
     drop: Sequence[str] = ()
     sizes: Sequence[tuple[str, int]] = ()
 
-    def ports(self) -> list[Port]:
-        """The mappings to apply, in this order."""
+    def ports(self, source: Checkpoint) -> list[Port]:
+        """The mappings to apply to a checkpoint, in this order."""
         from converter.plan import Port, identity, port
 
         sizes = dict(self.sizes)
@@ -115,15 +121,29 @@ class Request:
             found = [one.inverse() for one in reversed(found)]
         found[0] = found[0].scoped(source=self.source_scope)
         found[-1] = found[-1].scoped(target=self.target_scope)
-        if self.only:
-            chosen = self.selectors(self.only)
-            found = [one.only(lambda name: any(fits(name) for fits in chosen)) for one in found]
+        if (
+            self.chosen
+        ):  # the first mapping chooses; the others take whatever they get of their rules
+            found = [found[0].only(self.chooses), *(one.only(lambda _: True) for one in found[1:])]
         if self.drop:
-            found[0] = Port(self.dropping(found[0].rules))
+            found[0] = Port(self.dropping(found[0].rules, source))
         return found
 
+    @cached_property
+    def chosen(self) -> list[Selector]:
+        """The patterns of `--only`."""
+        return self.selectors(self.only)
+
+    def chooses(self, name: str) -> bool:
+        """Does `--only` choose this name?  Without `--only`, every name is chosen."""
+        return not self.chosen or any(fits(name) for fits in self.chosen)
+
+    def leaves(self, name: str) -> bool:
+        """Is a target name none of this call's business?"""
+        return not (name.startswith(self.target_scope) and self.chooses(name))
+
     @staticmethod
-    def selectors(texts: Sequence[str]) -> list[Callable[[str], bool]]:
+    def selectors(texts: Sequence[str]) -> list[Selector]:
         """The patterns of an option; a usage error when one cannot be read."""
         from converter.language.names import TemplateError, parse_selector
 
@@ -132,24 +152,37 @@ class Request:
         except TemplateError as error:
             raise click.UsageError(f"{', '.join(texts)}: {error}") from error
 
-    def dropping(self, rules: Any) -> Any:
+    def dropping(self, rules: Rules, source: Checkpoint) -> Rules:
         """Rules that leave the names of `--drop` out."""
-        from converter.language.names import Selector
         from converter.language.rules import Drop
 
-        self.selectors(self.drop)
-        drops = tuple(Drop(Selector(text), "--drop") for text in self.drop)
-        excluded = tuple(Selector(text) for text in self.drop)
+        selectors = tuple(self.selectors(self.drop))
+        dropped = [name for name in source if any(fits(name) for fits in selectors)]
+        for fits in selectors:
+            if not any(map(fits, dropped)):
+                hint(f"--drop '{fits.text}': no name fits")
         changed = tuple(
-            replace(rule, source_except=rule.source_except + excluded) for rule in rules.rules
+            replace(
+                rule,
+                source_except=rule.source_except + selectors,
+                # All that it matches may be gone now, which is no error of the mapping.
+                optional=rule.optional
+                or any(fits(name) for fits in rule.sources for name in dropped),
+            )
+            for rule in rules.rules
         )
+        drops = tuple(Drop(fits, "--drop") for fits in selectors)
         return replace(rules, rules=changed, drops=rules.drops + drops, undone=None)
 
-    def apply(self, source: Checkpoint) -> tuple[Checkpoint, list[Plan]]:
-        """The mapped checkpoint, and every plan; `MappingError` at the first bad one."""
+    def apply(self, source: Checkpoint, *, strict: bool = True) -> tuple[Checkpoint, list[Plan]]:
+        """The mapped checkpoint, and every plan up to the first with errors.
+
+        Raises `MappingError` for that one; unless `strict`, what was mapped so far is returned.
+        """
         plans = []
-        for one in self.ports():
-            plan = one.plan(source)
-            plans.append(plan)
-            source = plan.apply(source)
+        for port in self.ports(source):
+            plans.append(port.plan(source))
+            if plans[-1].errors and not strict:
+                break
+            source = plans[-1].apply(source)
         return source, plans

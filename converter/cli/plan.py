@@ -46,13 +46,7 @@ def plan(
     from converter.formats import open_checkpoint
 
     with open_checkpoint(source) as checkpoint:
-        plans: list[Plan] = []
-        mapped = checkpoint
-        for port in Request(**options).ports():
-            plans.append(port.plan(mapped))
-            if plans[-1].errors:
-                break
-            mapped = plans[-1].apply(mapped)
+        _, plans = Request(**options).apply(checkpoint, strict=False)
         memory = peak_memory(plans[-1].specs, max_memory)
         problems = [problem for one in plans for problem in one.problems]
         if target and not plans[-1].errors:
