@@ -29,20 +29,26 @@ FRAMEWORKS = ("torch", "tensorflow", "safetensors")
 @format_option
 def verify(source: Path, target: Path, framework: str | None, style: str, **options: Any) -> int:
     """Read SOURCE and TARGET again and compare every value, bit for bit, through the mapping."""
+    from importlib.util import find_spec
+
     from converter.compare import diff
     from converter.formats import open_checkpoint
     from converter.oracles import load_with
 
+    if framework and find_spec(framework) is None:
+        extra = f"pip install 'checkpoint-converter[{framework}]'"
+        raise click.UsageError(f"{framework} is not installed here: {extra}")
+    request = Request(**options)
     with open_checkpoint(source) as first, open_checkpoint(target) as second:
-        expected, _ = Request(**options).apply(first)
+        expected, _ = request.apply(first)
         progress = Progress("verifying", expected.nbytes)
         try:
             rows = list(diff(expected, second, progress=progress))
         finally:
             progress.close()
+        rows = [row for row in rows if row.status != "extra" or not request.leaves(row.name)]
         if framework:
             rows += load_with(framework, target, second)
-        nbytes = second.nbytes
     wrong = [row for row in rows if not row.equal]
     if style == "json":
         say_json({"equal": not wrong, "tensors": [row_json(row) for row in rows]})
@@ -50,8 +56,8 @@ def verify(source: Path, target: Path, framework: str | None, style: str, **opti
         print_differences(wrong)
     else:
         also = f", and as {framework} reads it" if framework else ""
-        equal = count(len(second), "tensor")
-        hint(f"{target} is right: {equal}, {size(nbytes)}, equal bit for bit{also}")
+        equal = count(len(expected), "tensor")
+        hint(f"{target} is right: {equal}, {size(expected.nbytes)}, equal bit for bit{also}")
     return 1 if wrong else 0
 
 
@@ -79,6 +85,8 @@ def row_json(row: Difference) -> dict[str, Any]:
     return {
         "name": row.name,
         "status": row.status,
+        "expected": None if row.first is None else str(row.first),
+        "found": None if row.second is None else str(row.second),
         "count": row.count,
         "max_abs": row.max_abs,
         "max_rel": row.max_rel,
