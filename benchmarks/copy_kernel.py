@@ -2,9 +2,10 @@
 
     python benchmarks/copy_kernel.py [--folder /dev/shm] [--rounds 5] [NAME ...]
 
-Gigabytes of tensor a second, best of all rounds; rounds take turns, since a busy machine slows all
-columns alike. Columns: a plain copy; NumPy's permuted copy; the kernel from memory and from a
-file by `pread`, as a whole and in chunks of 64 MiB; the kernel from the file against NumPy from memory.
+Gigabytes of tensor a second, best of all rounds; rounds take turns, since a busy machine slows
+all columns alike. Columns: a plain copy; NumPy's permuted copy; the kernel from memory and from a
+file by `pread`, as a whole and in chunks of 64 MiB; the kernel from the file against NumPy from
+memory.
 """
 
 import argparse
