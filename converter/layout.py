@@ -480,6 +480,9 @@ def _box(
 def _copy(box: _Box) -> None:
     """Fill the target of a box from as far down as its strides can be followed."""
     storage = box.storage
+    if box.strides[-1] == 0:
+        _copy_expanded(box)
+        return
     if isinstance(storage, Joined):
         _copy_joined(box, storage)
         return
@@ -492,6 +495,16 @@ def _copy(box: _Box) -> None:
             _copy(_box(view, found[0], factors, (*apply, *box.functions), box.target))
             return
     _copy_blocks(box)
+
+
+def _copy_expanded(box: _Box) -> None:
+    """Copy once what axes of stride 0 repeat, and repeat it inside the target."""
+    kept = sum(map(bool, box.strides))
+    repeats = len(box.strides) - kept
+    once = box.target[(..., *[0] * repeats)]
+    once = once if kept else once[np.newaxis]
+    _copy(replace(box, strides=box.strides[:kept] or (1,), target=once))
+    _move(box.target, box.target[(..., *[slice(1)] * repeats)])
 
 
 def _copy_joined(box: _Box, joined: Joined) -> None:
