@@ -295,7 +295,7 @@ class StagedFile:
         try:
             self.path, self._fd = self._create()
         except OSError as error:
-            raise TargetError(f"cannot be created: {error.strerror}", path=target) from error
+            raise write_error(error, target, "cannot be created") from error
 
     def _create(self) -> tuple[Path, int]:
         while True:
@@ -466,8 +466,8 @@ class Publication:
         if interim and self._overwrite and taken:
             paths = self._detour(folder, interim)
         else:
-            self._move(folder, data)
-            self._move(folder, [marker])
+            self._place(folder, data)
+            self._place(folder, [marker])
         self._made = []
         if self._overwrite:
             keep = {*paths, marker.target}
@@ -476,16 +476,18 @@ class Publication:
                     _remove(path)
         return [*paths, marker.target]
 
-    def _move(self, folder: int, files: Sequence[StagedFile]) -> None:
+    def _place(self, folder: int, files: Sequence[StagedFile]) -> None:
         """Give files the names of their targets, for good."""
         for staged in files:
-            new = not os.path.lexists(staged.target)
-            if self._overwrite:
-                staged.replace(staged.target)
-            else:
-                staged.put(staged.target)
-            if new:
+            if not self._overwrite:
                 self._made.append((staged, staged.target))
+                staged.put(staged.target)
+            elif staged is self.files[-1]:
+                self._replace_marker(staged)
+            else:
+                if not os.path.lexists(staged.target):
+                    self._made.append((staged, staged.target))
+                staged.replace(staged.target)
         if files:
             _sync_names(folder)
 
@@ -527,10 +529,10 @@ class Publication:
             raise
 
 
-def write_error(error: OSError, path: Path) -> TargetError:
+def write_error(error: OSError, path: Path, what: str = "writing failed") -> TargetError:
     """The typed error for an operating system's refusal to write."""
     kind = NoSpaceError if error.errno in {errno.ENOSPC, errno.EDQUOT} else TargetError
-    return kind(f"writing failed: {error.strerror}", path=path)
+    return kind(f"{what}: {error.strerror}", path=path)
 
 
 @contextlib.contextmanager
@@ -591,7 +593,7 @@ def _check_space(target: Path, nbytes: int) -> None:
     try:
         free = system.free(target.parent)
     except OSError as error:
-        raise TargetError(f"cannot be created: {error.strerror}", path=target) from error
+        raise write_error(error, target, "cannot be created") from error
     if free is not None and nbytes > free:
         raise NoSpaceError(
             "there is not enough space on the disk",
