@@ -58,6 +58,21 @@ class Assignment(click.ParamType):  # type: ignore[type-arg] # likewise
         return name, int(number)
 
 
+class FormatName(click.ParamType):  # type: ignore[type-arg] # likewise
+    """The name of a format."""
+
+    name = "format"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """Check it; the table of formats is only imported when there is a name."""
+        from converter.formats import FORMATS
+
+        known = [row.name for row in FORMATS if row.writes]
+        if value not in known:
+            self.fail(f"'{value}' is none of {', '.join(known)}", param, ctx)
+        return str(value)
+
+
 def mapping_options(command: Command) -> Command:
     """What says how a source becomes a target."""
     for option in reversed(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.options import SOURCE, Bytes, Request, mapping_options
+from converter.cli.options import SOURCE, Bytes, FormatName, Request, mapping_options
 from converter.cli.output import (
     count,
     format_option,
@@ -29,7 +29,7 @@ LISTED = 8  # rows of a list in the summary; --all shows the rest
 @click.argument("source", type=SOURCE)
 @mapping_options
 @click.option("--all", "everything", is_flag=True, help="List every step, drop and doubt.")
-@click.option("--to", "target", metavar="FORMAT", help="Also ask whether this format can hold it.")
+@click.option("--to", "target", type=FormatName(), help="Also ask whether this format can hold it.")
 @click.option("--max-memory", type=Bytes(), help="The limit to estimate for, e.g. 128MiB.")
 @format_option
 def plan(
