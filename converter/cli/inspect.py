@@ -14,6 +14,8 @@ from converter.cli.output import count, format_option, hint, say, say_json, size
 if TYPE_CHECKING:
     from converter.tensors import Checkpoint
 
+PIECE = 16 << 20  # bytes whose statistics are taken at a time
+
 
 @click.command()
 @click.argument("source", type=SOURCE)
@@ -60,21 +62,32 @@ def describe(checkpoint: Checkpoint, name: str, *, stats: bool) -> dict[str, Any
 
 
 def statistics(checkpoint: Checkpoint, name: str) -> dict[str, float]:
-    """Minimum, maximum, mean and standard deviation; nothing for strings and empty tensors."""
+    """Minimum, maximum, mean and standard deviation; nothing for strings and empty tensors.
+
+    In pieces, so that memory does not grow with the tensor.
+    """
     import numpy as np
 
     from converter.tensors import STRING
 
-    spec = checkpoint[name].spec
-    if spec.dtype == STRING or spec.size == 0 or spec.dtype.kind == "c":
+    view = checkpoint[name].view
+    if view.dtype == STRING or view.size == 0 or view.dtype.kind == "c":
         return {}
-    values = checkpoint[name].numpy().astype(np.float64)
-    return {
-        "min": float(values.min()),
-        "max": float(values.max()),
-        "mean": float(values.mean()),
-        "std": float(values.std()),
-    }
+    step = view.chunk(PIECE)
+    buffer = np.empty(min(step, view.size), view.dtype)
+    low, high, mean, squares = np.inf, -np.inf, 0.0, 0.0
+    with np.errstate(all="ignore"):  # infinities and NaNs are facts here
+        for start in range(0, view.size, step):
+            piece = buffer[: min(step, view.size - start)]
+            view.read(start, piece)
+            values = piece.astype(np.float64)
+            low, high = np.minimum(low, values.min()), np.maximum(high, values.max())
+            gap = values.mean() - mean  # two parts' means and squares, joined
+            squares += values.var() * values.size
+            squares += gap * gap * start * values.size / (start + values.size)
+            mean += gap * values.size / (start + values.size)
+        deviation = np.sqrt(squares / view.size)
+    return {"min": float(low), "max": float(high), "mean": float(mean), "std": float(deviation)}
 
 
 def print_human(checkpoint: Checkpoint, rows: list[dict[str, Any]], *, tree: bool) -> None:

@@ -41,4 +41,8 @@ def show(name: str) -> None:
     """Print a mapping file, to read or to start one's own from."""
     from converter.language.load import find
 
-    say(find(name).read_text(encoding="utf-8").rstrip("\n"))
+    try:
+        text = find(name).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{name} is not a mapping: it is not text") from error
+    say(text.rstrip("\n"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -28,7 +29,6 @@ def show(source: Path, name: str, output: Path | None, overwrite: bool, style: s
     import numpy as np
 
     from converter.errors import NotFoundError
-    from converter.files import Publication
     from converter.formats import open_checkpoint
 
     with open_checkpoint(source) as checkpoint:
@@ -39,17 +39,7 @@ def show(source: Path, name: str, output: Path | None, overwrite: bool, style: s
         row = describe(checkpoint, name, stats=True)
         values = checkpoint[name].numpy()
     if output:
-        import io
-
-        header = io.BytesIO()
-        np.lib.format.write_array(header, values, allow_pickle=False)
-        staged = Publication([output], overwrite=overwrite)
-        try:
-            staged.files[0].append(header.getvalue())
-            staged.commit()
-        except BaseException:
-            staged.abort()
-            raise
+        write_npy(output, values, overwrite=overwrite)
         hint(f"wrote {output}")
     if style == "json":
         say_json(row)
@@ -59,3 +49,25 @@ def show(source: Path, name: str, output: Path | None, overwrite: bool, style: s
         say("  ".join(f"{key} {row[key]:.6g}" for key in ("min", "max", "mean", "std")))
     with np.printoptions(threshold=2 * CORNER, edgeitems=CORNER, linewidth=100):
         say(str(values))
+
+
+def write_npy(path: Path, values: Any, *, overwrite: bool) -> None:
+    """Write an array as NumPy's own file; dtypes that NumPy lacks become bytes of their size."""
+    import io
+
+    import numpy as np
+
+    from converter.errors import UnrepresentableError
+    from converter.files import Publication
+    from converter.tensors import STRING
+
+    if values.dtype == STRING:
+        raise UnrepresentableError("an .npy file cannot hold strings", path=path)
+    content = io.BytesIO()
+    np.lib.format.write_array(content, values, allow_pickle=False)
+    staged = Publication([path], overwrite=overwrite)
+    try:
+        staged.files[0].append(content.getvalue())
+        staged.commit()
+    finally:
+        staged.abort()
