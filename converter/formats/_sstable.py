@@ -207,7 +207,7 @@ class Table:
                 offset=offset,
                 expected=f"{expected:#010x}",
                 found=f"{found:#010x}",
-                hint="the file is damaged; get it again",
+                hint="the file is damaged, or mixed from two checkpoints; get it again",
             )
         kind, data = stored[size], stored[:size]
         if kind == RAW:

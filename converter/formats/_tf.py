@@ -89,7 +89,9 @@ Box = tuple[tuple[int, int], ...]  # [start, stop) an axis
 
 
 def unheld(number: int) -> str:
-    """Why tensors of a dtype that is not in `DTYPES` cannot be read."""
+    """Why tensors of a dtype cannot be read, or not from the format at hand."""
+    if number in DTYPES:
+        return f"the format has no place for {dtype_name(DTYPES[number])}"
     if number in _OPAQUE:
         return f"{_OPAQUE[number]} are not tensors of numbers"
     return f"TensorFlow's dtype {number} is not known"
@@ -101,8 +103,8 @@ def problem(name: str, spec: TensorSpec, held: Mapping[np.dtype[Any], Any]) -> s
         encoded = name.encode()
     except UnicodeEncodeError:
         return "the name is not valid Unicode"
-    if not encoded or encoded[0] == 0:
-        return "a name must not be empty or start with a NUL"
+    if not encoded or _CONTROL.search(name):
+        return "the name is empty, or holds control characters"
     if len(encoded) > MAX_NAME:
         return f"the name is longer than {MAX_NAME} bytes"
     if len(spec.shape) > MAX_RANK:
@@ -116,13 +118,11 @@ def decoded_name(key: bytes) -> tuple[str, str]:
     """The name that a key stands for, and why it is no name for a tensor ("" when it is)."""
     if len(key) > MAX_NAME:
         raise LimitError("a name is too long", expected=f"at most {MAX_NAME} bytes", found=len(key))
-    try:
-        name = key.decode()
-    except UnicodeDecodeError:
-        return key.decode(errors="backslashreplace"), "its name is not valid UTF-8"
-    if _CONTROL.search(name):
-        return repr(name)[1:-1], "its name holds control characters"
-    return name, ""
+    name = key.decode(errors="backslashreplace")
+    shown = _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", name)
+    if name.encode() != key:
+        return shown, "its name is not valid UTF-8"
+    return shown, "" if shown == name else "its name holds control characters"
 
 
 def check_held(

@@ -14,6 +14,7 @@ Where V1 and V2 lie under one name, V2 is meant, as in TensorFlow.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,8 +31,8 @@ MAX_FILES = 10_000  # looked at in a folder
 
 _PART = re.compile(r"(?P<prefix>.+)\.(?P<suffix>index|meta|data-\d{5}-of-\d{5})")
 _SHARD = re.compile(r"(?P<prefix>.+)-(?:\d{5}|\?{5})-of-(?P<count>\d{5})")
-_STATE_LINE = re.compile(r'^\s*model_checkpoint_path\s*:\s*"((?:[^"\\\n]|\\.)*)"', re.MULTILINE)
-_ESCAPE = re.compile(r"\\([0-7]{1,3}|.)")
+_STATE_LINE = re.compile(rb'^\s*model_checkpoint_path\s*:\s*"((?:[^"\\\n]|\\.)*)"', re.MULTILINE)
+_ESCAPE = re.compile(rb"\\([0-7]{1,3}|.)")
 
 
 class Place(NamedTuple):
@@ -81,15 +82,15 @@ def _named(path: Path) -> Place | None:
     if path.is_file():
         return _file(path)
     part = _PART.fullmatch(path.name)
-    if part:  # of a checkpoint whose other parts may be there
-        return _sibling(path, part["prefix"])
+    prefix = path.with_name(part["prefix"]) if part else path
+    if part and _exists(prefix):
+        return _named(prefix)
     shards = _shards(path)
     if shards:
         return Place(V1, shards)
-    if path.parent.is_dir():
-        rest = next(_beside(path, r"\.(meta|data-\d{5}-of-\d{5})"), None)
-        if rest:
-            raise _without_index(rest, path)
+    rest = next(_beside(prefix, r"\.(meta|data-\d{5}-of-\d{5})"), None)
+    if rest:
+        raise _without_index(rest, prefix)
     return None
 
 
@@ -243,15 +244,15 @@ def _from_state(state: Path) -> Place | None:
     """
     if state.stat().st_size > MAX_STATE:
         return None
-    line = _STATE_LINE.search(state.read_text(errors="replace"))
+    line = _STATE_LINE.search(state.read_bytes())
     if line is None:
         return None
-    written = _ESCAPE.sub(lambda found: _unescaped(found[1]), line[1])
-    folder = state.parent
+    written = os.fsdecode(_ESCAPE.sub(lambda found: _unescaped(found[1]), line[1]))
     target = Path(written)
-    choices = [folder / target.name] if target.name else []
+    names = [re.split(r"[/\\]", written)[-1]]
     if not target.is_absolute() and ".." not in target.parts:
-        choices.insert(0, folder / target)
+        names.insert(0, written)
+    choices = [state.parent / name for name in names if Path(name).name]
     for choice in choices:
         place = _named(choice)
         if place:
@@ -264,9 +265,7 @@ def _from_state(state: Path) -> Place | None:
     )
 
 
-def _unescaped(code: str) -> str:
-    return (
-        chr(int(code, 8) & 0xFF)
-        if code[0] in "01234567"
-        else {"n": "\n", "t": "\t"}.get(code, code)
-    )
+def _unescaped(code: bytes) -> bytes:
+    if code[:1].isdigit():
+        return bytes([int(code, 8) & 0xFF])
+    return {b"n": b"\n", b"t": b"\t"}.get(code, code)

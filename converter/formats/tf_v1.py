@@ -119,23 +119,24 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the contract of a format
         for file in files:
             file.close()
 
+    saved: dict[bytes, _Saved] = {}
+    tensors: dict[str, Tensor] = {}
+    unsupported: dict[str, str] = {}
     try:
-        saved: dict[bytes, _Saved] = {}
         for place in paths:
             files.append(File(place))
             with context(path=place):
                 _read_meta(Table(files[-1]), saved)
-        tensors: dict[str, Tensor] = {}
-        unsupported: dict[str, str] = {}
-        for key, tensor in saved.items():
-            name, reason = decoded_name(key)
-            if not reason and DTYPES.get(tensor.dtype) not in _FIELDS:
-                reason = unheld(tensor.dtype)
-            if reason:
-                unsupported[name] = reason
-                continue
-            with context(path=paths[0], tensor=name):
-                tensors[name] = Tensor(tensor.view(name, key))
+        with context(path=paths[0]):
+            for key, tensor in saved.items():
+                name, reason = decoded_name(key)
+                if not reason and DTYPES.get(tensor.dtype) not in _FIELDS:
+                    reason = unheld(tensor.dtype)
+                if reason:
+                    unsupported[name] = reason
+                    continue
+                with context(tensor=name):
+                    tensors[name] = Tensor(tensor.view(name, key))
     except BaseException:
         close()
         raise

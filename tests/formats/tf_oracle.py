@@ -1,0 +1,176 @@
+"""TensorFlow's raw checkpoint kernels as a program: JSON lines in, JSON lines out.
+
+One process serves all tests, because importing TensorFlow takes seconds, and because it
+must not be imported where PyTorch is. `Oracle` is the side of the tests.
+
+    python -m tests.formats.tf_oracle
+
+Tensors travel as (dtype name, shape, hexadecimal bytes), strings as a list of hexadecimal bytes.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from tests.oracles import QUIET, ROOT, missing
+
+
+def pack(array):
+    array = np.asarray(array, object if isinstance(array, bytes) else None)
+    if array.dtype == object:
+        data = [string.hex() for string in array.reshape(-1)]
+        return {"dtype": "string", "shape": array.shape, "data": data}
+    return {"dtype": array.dtype.name, "shape": array.shape, "data": array.tobytes().hex()}
+
+
+def unpack(packed):
+    shape = packed["shape"]
+    if packed["dtype"] == "string":
+        array = np.empty(len(packed["data"]), object)
+        array[:] = [bytes.fromhex(string) for string in packed["data"]]
+        return array.reshape(shape)
+    dtype = np.dtype(getattr(ml_dtypes, packed["dtype"], packed["dtype"]))
+    return np.frombuffer(bytes.fromhex(packed["data"]), dtype).reshape(shape)
+
+
+@functools.cache
+def tensorflow() -> Oracle:
+    """The running TensorFlow of this process; starts it, or skips the test where there is none."""
+    if missing("tensorflow"):
+        pytest.skip("needs tensorflow")
+    oracle = Oracle()
+    atexit.register(oracle.close)
+    return oracle
+
+
+class Oracle:
+    """TensorFlow in a process of its own. Failures come as `RuntimeError`."""
+
+    def __init__(self):
+        command = [sys.executable, "-m", "tests.formats.tf_oracle"]
+        self._process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | QUIET,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def close(self):
+        self._process.communicate()
+
+    def _call(self, **request: Any):
+        self._process.stdin.write(json.dumps(request, default=str) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        if isinstance(answer, dict) and "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer
+
+    def save(self, version: int, path: Path, tensors: Mapping[str, Any]) -> None:
+        """Save whole tensors."""
+        self.save_slices(version, path, [(name, "", array) for name, array in tensors.items()])
+
+    def save_slices(self, version: int, path: Path, slices: Sequence[tuple[str, str, Any]]) -> None:
+        """Save (name, "full shape, then extents" as TensorFlow writes them, values)."""
+        packed = [(name, where, pack(array)) for name, where, array in slices]
+        self._call(call="save", version=version, path=path, slices=packed)
+
+    def merge(self, parts: Sequence[Path], target: Path) -> None:
+        """Make one V2 checkpoint of several, each a shard of it."""
+        self._call(call="merge", parts=list(parts), target=target)
+
+    def read(self, version: int, path: Path, dtypes: Mapping[str, str]) -> dict[str, Any]:
+        """The values of tensors, restored as dtypes of these names."""
+        packed = self._call(call="read", version=version, path=path, dtypes=dict(dtypes))
+        return {name: unpack(array) for name, array in packed.items()}
+
+    def inventory(self, path: Path) -> dict[str, tuple[str, list[int]]]:
+        """(dtype name, shape) of every tensor, by TensorFlow's reader of checkpoints."""
+        return {name: tuple(spec) for name, spec in self._call(call="inventory", path=path).items()}
+
+
+# ── the side of TensorFlow ───────────────────────────────────────────────────────────────────────
+
+
+def _answer(tf, request):
+    return {"save": _save, "merge": _merge, "read": _read, "inventory": _inventory}[
+        request.pop("call")
+    ](tf, **request)
+
+
+def _dtype(tf, name):
+    return tf.string if name == "string" else tf.dtypes.as_dtype(getattr(ml_dtypes, name, name))
+
+
+def _save(tf, version, path, slices):
+    names = [name for name, _, _ in slices]
+    places = [place for _, place, _ in slices]
+    values = [unpack(packed) for _, _, packed in slices]
+    tensors = [
+        tf.constant(value, _dtype(tf, packed["dtype"]), value.shape)
+        for value, (_, _, packed) in zip(values, slices, strict=True)
+    ]
+    if version == 1:
+        tf.raw_ops.SaveSlices(
+            filename=path, tensor_names=names, shapes_and_slices=places, data=tensors
+        )
+    else:
+        tf.raw_ops.SaveV2(prefix=path, tensor_names=names, shape_and_slices=places, tensors=tensors)
+
+
+def _merge(tf, parts, target):
+    tf.raw_ops.MergeV2Checkpoints(checkpoint_prefixes=parts, destination_prefix=target)
+
+
+def _read(tf, version, path, dtypes):
+    kinds = [_dtype(tf, name) for name in dtypes.values()]
+    if version == 1:
+        values = [
+            tf.raw_ops.Restore(file_pattern=path, tensor_name=name, dt=kind)
+            for name, kind in zip(dtypes, kinds, strict=True)
+        ]
+    else:
+        values = tf.raw_ops.RestoreV2(
+            prefix=path, tensor_names=list(dtypes), shape_and_slices=[""] * len(kinds), dtypes=kinds
+        )
+    return {name: pack(value.numpy()) for name, value in zip(dtypes, values, strict=True)}
+
+
+def _inventory(tf, path):
+    reader = tf.compat.v1.train.NewCheckpointReader(path)
+    dtypes = reader.get_variable_to_dtype_map()
+    shapes = reader.get_variable_to_shape_map()
+    return {name: (dtypes[name].name, shape) for name, shape in shapes.items()}
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what TensorFlow prints is no answer
+    import tensorflow as tf
+
+    for line in sys.stdin:
+        try:
+            answer = _answer(tf, json.loads(line))
+        except Exception as error:  # noqa: BLE001 - whatever it is, the test is to know
+            answer = {"error": f"{type(error).__name__}: {error}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()
