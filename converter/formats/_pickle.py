@@ -235,13 +235,16 @@ class Unpickler:
         """
         try:
             for _ in range(MAX_OPCODES):
-                self._opcode = self.position
-                code = self.take(1)
+                self._opcode = at = self.position
+                code = self._data[at : at + 1]
+                self.position = at + 1
                 if code == b".":
                     return self.stack.pop()
                 _OPCODES[code](self)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             # An empty stack, an unknown opcode or memo, text that is not UTF-8, a list as a key.
+            if self._opcode >= len(self._data):
+                raise self.short() from error
             raise CorruptFileError(
                 f"{self._where} is broken: {type(error).__name__}: {str(error)[:200]}",
                 offset=self._opcode,
@@ -256,9 +259,9 @@ class Unpickler:
     def take(self, nbytes: int) -> bytes:
         """The next bytes of the pickle."""
         stop = self.position + nbytes
-        if stop > len(self._data):
-            raise CorruptFileError(f"{self._where} ends early", offset=self._opcode)
         data = self._data[self.position : stop]
+        if len(data) != nbytes:
+            raise self.short()
         self.position = stop
         return data
 
@@ -269,9 +272,10 @@ class Unpickler:
             raise CorruptFileError(f"a line of {self._where} does not end", offset=self._opcode)
         return self.take(stop + 1 - self.position)[:-1]
 
-    def unpack(self, layout: str) -> Any:
+    def unpack(self, layout: struct.Struct) -> Any:
         """The next number."""
-        return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
+        (value,) = layout.unpack(self.take(layout.size))
+        return value
 
     def mark(self) -> None:
         """Start a new stack on top of the current one."""
@@ -347,6 +351,10 @@ class Unpickler:
         self._count_odd(values)
         return frozenset(values)
 
+    def short(self) -> CorruptFileError:
+        """The error for a pickle that ends too early."""
+        return CorruptFileError(f"{self._where} ends early", offset=self._opcode)
+
     def limit(self, what: str) -> LimitError:
         """The error for a pickle that is too large in some way."""
         return LimitError(f"{self._where} has more than {what}", offset=self._opcode)
@@ -375,6 +383,9 @@ class Unpickler:
 
 Opcode = Callable[[Unpickler], Any]
 
+_U8, _U16, _U32, _U64 = map(struct.Struct, ("<B", "<H", "<I", "<Q"))
+_I32, _F64 = struct.Struct("<i"), struct.Struct(">d")
+
 
 def _push(make: Opcode) -> Opcode:
     def run(machine: Unpickler) -> None:
@@ -384,15 +395,15 @@ def _push(make: Opcode) -> Opcode:
     return run
 
 
-def _number(layout: str) -> Opcode:
+def _number(layout: struct.Struct) -> Opcode:
     return _push(lambda machine: machine.unpack(layout))
 
 
-def _counted(layout: str, decode: Callable[[bytes], Any]) -> Opcode:
+def _counted(layout: struct.Struct, decode: Callable[[bytes], Any]) -> Opcode:
     return _push(lambda machine: decode(machine.take(_size(machine, layout))))
 
 
-def _size(machine: Unpickler, layout: str) -> int:
+def _size(machine: Unpickler, layout: struct.Struct) -> int:
     size: int = machine.unpack(layout)
     if size < 0:
         raise ValueError("a negative size")
@@ -416,7 +427,7 @@ def _quoted(machine: Unpickler) -> str | bytes:
     return _old_text(data)
 
 
-def _long(layout: str) -> Opcode:
+def _long(layout: struct.Struct) -> Opcode:
     def read(machine: Unpickler) -> int:
         size = _size(machine, layout)
         if size > MAX_INTEGER:
@@ -434,7 +445,7 @@ def _line_integer(machine: Unpickler) -> int:
 
 
 def _protocol(machine: Unpickler) -> None:
-    protocol = machine.unpack("<B")
+    protocol = machine.unpack(_U8)
     if protocol > 5:  # noqa: PLR2004
         raise UnsupportedError(f"pickle protocol {protocol}", offset=machine.position)
 
@@ -530,24 +541,24 @@ _OPCODES: Mapping[bytes, Opcode] = {
     b"I": _push(_line_integer),
     b"L": _push(_line_integer),
     b"F": _push(lambda machine: float(machine.line())),
-    b"J": _number("<i"),
-    b"K": _number("<B"),
-    b"M": _number("<H"),
-    b"G": _number(">d"),
-    b"\x8a": _long("<B"),
-    b"\x8b": _long("<i"),
+    b"J": _number(_I32),
+    b"K": _number(_U8),
+    b"M": _number(_U16),
+    b"G": _number(_F64),
+    b"\x8a": _long(_U8),
+    b"\x8b": _long(_I32),
     # text and bytes
     b"S": _push(_quoted),
-    b"T": _counted("<i", _old_text),
-    b"U": _counted("<B", _old_text),
+    b"T": _counted(_I32, _old_text),
+    b"U": _counted(_U8, _old_text),
     b"V": _push(lambda machine: machine.line().decode("raw-unicode-escape")),
-    b"X": _counted("<I", _text),
-    b"\x8c": _counted("<B", _text),
-    b"\x8d": _counted("<Q", _text),
-    b"B": _counted("<I", bytes),
-    b"C": _counted("<B", bytes),
-    b"\x8e": _counted("<Q", bytes),
-    b"\x96": _counted("<Q", bytes),
+    b"X": _counted(_U32, _text),
+    b"\x8c": _counted(_U8, _text),
+    b"\x8d": _counted(_U64, _text),
+    b"B": _counted(_U32, bytes),
+    b"C": _counted(_U8, bytes),
+    b"\x8e": _counted(_U64, bytes),
+    b"\x96": _counted(_U64, bytes),
     # containers
     b")": _push(lambda _: ()),
     b"]": _push(lambda _: []),
@@ -571,12 +582,12 @@ _OPCODES: Mapping[bytes, Opcode] = {
     b"1": Unpickler.pop_mark,
     b"2": _push(lambda machine: machine.stack[-1]),
     b"p": lambda machine: machine.put(int(machine.line())),
-    b"q": lambda machine: machine.put(machine.unpack("<B")),
-    b"r": lambda machine: machine.put(machine.unpack("<I")),
+    b"q": lambda machine: machine.put(machine.unpack(_U8)),
+    b"r": lambda machine: machine.put(machine.unpack(_U32)),
     b"\x94": lambda machine: machine.put(len(machine.memo)),
     b"g": _push(lambda machine: machine.memo[int(machine.line())]),
-    b"h": _push(lambda machine: machine.memo[machine.unpack("<B")]),
-    b"j": _push(lambda machine: machine.memo[machine.unpack("<I")]),
+    b"h": _push(lambda machine: machine.memo[machine.unpack(_U8)]),
+    b"j": _push(lambda machine: machine.memo[machine.unpack(_U32)]),
     # globals and objects
     b"c": _push(lambda machine: machine.stub(machine.line(), machine.line())),
     b"\x93": _push(_stack_global),
@@ -590,7 +601,7 @@ _OPCODES: Mapping[bytes, Opcode] = {
     b"Q": _push(lambda machine: _persistent(machine, machine.stack.pop())),
     # framing
     b"\x80": _protocol,
-    b"\x95": lambda machine: machine.unpack("<Q"),
+    b"\x95": lambda machine: machine.unpack(_U64),
 }
 
 

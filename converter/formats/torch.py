@@ -41,8 +41,9 @@ from converter.errors import (
 from converter.files import File, Publication, Region
 from converter.formats import Probe
 from converter.formats._pickle import CONTAINERS, Pickler, Stub, StubObject, Table, Unpickler
+from converter.formats._pickle_numpy import NUMPY, NumpyArray, NumpyDtype
 from converter.formats._zip import STORED, Member, ZipLayout, ZipWriter, members, raw, read
-from converter.layout import Elementwise, Storage, View
+from converter.layout import Computed, Elementwise, Storage, View
 from converter.tensors import Checkpoint, Tensor, TensorSpec, dtype_name, dtype_of
 
 MAX_PICKLE = 256 << 20  # bytes of data.pkl
@@ -51,6 +52,7 @@ MAX_RANK = 32
 MAX_NESTING = 200  # containers inside each other, on the way to a tensor
 MAX_NAMES = 2_000_000
 MAX_NAME = 4096  # bytes
+MAX_SHOWN = 200  # characters
 FREE_BYTES = 4 << 30  # logical bytes that any file may describe …
 MAX_EXPANSION = 1000  # … and beyond that, this many times its size
 
@@ -74,6 +76,7 @@ _STORAGES = {  # typed storages: the dtypes of `_rebuild_tensor_v2`
 _STORAGE_OF = {dtype: storage for storage, dtype in _STORAGES.items()}
 _UNTYPED = "UntypedStorage"
 _FP4, _FP4_PAIR = "float4_e2m1fn", "float4_e2m1fn_x2"
+_F4 = dtype_of(_FP4)
 _NEWER = (  # the dtypes of `_rebuild_tensor_v3`, by torch's name
     "uint16",
     "uint32",
@@ -85,6 +88,8 @@ _NEWER = (  # the dtypes of `_rebuild_tensor_v3`, by torch's name
     "float8_e8m0fnu",
     _FP4_PAIR,
 )
+_DTYPES = {name: dtype_of(name) for name in (*_STORAGE_OF, *_NEWER) if name != _FP4_PAIR}
+_DTYPES[_FP4_PAIR] = _F4
 
 
 # ── what a pickle's calls and persistent ids mean ────────────────────────────────────────────────
@@ -196,17 +201,18 @@ def _rebuild_from_type(function: Any, cls: Any, args: Any, _state: Any) -> Any:
 
 TABLE: Table = {
     **CONTAINERS,
+    **NUMPY,
     **_TENSORS,
     "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
     "torch.Size": lambda values=(): tuple(values),
     "torch.device": None,
-    "numpy.dtype": None,
-    "numpy.core.multiarray.scalar": None,
-    "numpy._core.multiarray.scalar": None,
 }
 
 
 # ── from the saved object to names ───────────────────────────────────────────────────────────────
+
+
+_Leaf = _Strided | NumpyArray
 
 
 @dataclass(slots=True)
@@ -217,34 +223,40 @@ class _Walk:
     """
 
     most_names: int
-    tensors: dict[str, _Strided] = field(default_factory=dict)
+    tensors: dict[str, _Leaf] = field(default_factory=dict)
     unsupported: dict[str, str] = field(default_factory=dict)
     holds: dict[int, bool] = field(default_factory=dict)  # by id of a container
 
-    def find(self, value: Any, name: str, depth: int = 0) -> None:
+    def find(self, value: Any, name: str, depth: int = 0, *, in_module: bool = False) -> None:
         """Take a value in, under its name."""
-        if isinstance(value, _Strided):
-            self._add(name or "tensor", value)
-        elif not self._holds_tensors(value, depth):
-            if name or not isinstance(value, dict) or value:
+        if not self._holds_tensors(value, depth):
+            if not in_module and (name or value != {}):
                 self._skip(name or "value", _reason(value))
-        else:
-            for key, child in _children(value):
-                self.find(child, f"{name}.{key}" if name else key, depth + 1)
+            return
+        if problem := _name_problem(name):
+            raise CorruptFileError(f"its name {problem}", tensor=_shown(name))
+        if _is_tensor(value):
+            self._add(name or "tensor", value)
+            return
+        _check_depth(depth)  # again: a container may be in itself
+        module = isinstance(value, StubObject)
+        if module and not in_module:
+            reason = f"object of {value.function}: its parameters and persistent buffers are read"
+            self._skip(name or "module", reason)
+        for key, child in _children(value):
+            self.find(child, f"{name}.{key}" if name else key, depth + 1, in_module=module)
 
-    def _add(self, name: str, tensor: _Strided) -> None:
+    def _add(self, name: str, tensor: _Leaf) -> None:
         self._count(name)
         if name in self.tensors or name in self.unsupported:
             raise UnsupportedError("two entries get this name", tensor=name)
-        if problem := _name_problem(name):
-            raise CorruptFileError(f"its name {problem}", tensor=_shown(name))
         self.tensors[name] = tensor
 
     def _skip(self, name: str, reason: str) -> None:
         self._count(name)
         if name in self.tensors:
             raise UnsupportedError("two entries get this name", tensor=name)
-        self.unsupported[_shown(name)] = reason
+        self.unsupported[_shown(name)] = _shown(reason)
 
     def _count(self, name: str) -> None:
         """Few bytes of pickle must not make many names, by way of shared containers."""
@@ -253,17 +265,27 @@ class _Walk:
             raise LimitError("more entries than a file of this size can mean", tensor=_shown(name))
 
     def _holds_tensors(self, value: Any, depth: int) -> bool:
-        if isinstance(value, _Strided):
+        if _is_tensor(value):
             return True
         known = self.holds.get(id(value))
         if known is not None:
             return known
         self.holds[id(value)] = False  # while we are inside: a container in itself adds nothing
-        if depth > MAX_NESTING:
-            raise LimitError(f"containers are nested more than {MAX_NESTING} deep")
+        _check_depth(depth)
         found = any(self._holds_tensors(child, depth + 1) for _, child in _children(value))
         self.holds[id(value)] = found
         return found
+
+
+def _check_depth(depth: int) -> None:
+    if depth > MAX_NESTING:
+        raise LimitError(f"containers are nested more than {MAX_NESTING} deep")
+
+
+def _is_tensor(value: Any) -> bool:
+    if isinstance(value, NumpyArray):
+        return value.elements is not None
+    return isinstance(value, _Strided)
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
@@ -275,30 +297,39 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, list | tuple):
         yield from ((str(index), child) for index, child in enumerate(value))
     elif isinstance(value, StubObject) and isinstance(value.state, dict):
+        passing = value.state.get("_non_persistent_buffers_set")
+        passing = passing if isinstance(passing, set) else set()
         for part in ("_parameters", "_buffers", "_modules"):
             group = value.state.get(part)
             if isinstance(group, dict):
-                yield from ((str(key), child) for key, child in group.items() if child is not None)
+                named = ((str(key), child) for key, child in group.items())
+                yield from (pair for pair in named if part != "_buffers" or pair[0] not in passing)
 
 
 def _reason(value: Any) -> str:
     """What an entry without tensors is, in a few words."""
-    if isinstance(value, StubObject):
-        return f"object of {value.function}"
-    if isinstance(value, Stub):
-        return f"global {value}"
-    if isinstance(value, _Stored):
-        return f"a bare {value.kind}"
-    if isinstance(value, dict | list | tuple | set | frozenset | bytes):
-        return f"{type(value).__name__} of {len(value)}"
+    text = type(value).__name__
     if isinstance(value, str):
-        return f"str {value[:60]!r}"
-    return f"{type(value).__name__} {value!r}"[:80]
+        text = f"str {value[:MAX_SHOWN]!r}"
+    elif isinstance(value, int | float | complex):
+        text += f" {value}"
+    elif isinstance(value, StubObject):
+        text = f"object of {value.function}"
+    elif isinstance(value, Stub):
+        text = f"global {value}"
+    elif isinstance(value, NumpyArray | NumpyDtype):
+        text = value.text
+    elif isinstance(value, _Stored):
+        text = f"a bare {value.kind}"
+    elif isinstance(value, dict | list | tuple | set | frozenset | bytes):
+        text += f" of {len(value)}"
+    return text
 
 
-def _shown(name: str) -> str:
-    """A name from a file that may be hostile, fit to be printed."""
-    return repr(name[:MAX_NAME])[1:-1] if _name_problem(name) else name
+def _shown(text: str) -> str:
+    """Text from a file that may be hostile, fit to be printed."""
+    text = text[:MAX_SHOWN]
+    return repr(text)[1:-1] if _UNPRINTABLE.search(text) else text
 
 
 def _name_problem(name: str) -> str:
@@ -313,7 +344,7 @@ def _name_problem(name: str) -> str:
 class _Pairs:
     """Bytes of two 4-bit elements each, the low half first, as twice as many elements."""
 
-    dtype = dtype_of(_FP4)
+    dtype = _F4
 
     def __init__(self, pairs: Storage) -> None:
         self._pairs = pairs
@@ -336,6 +367,15 @@ def _swapped(block: NDArray[Any]) -> NDArray[Any]:
     return block.view(f"u{width}").byteswap().view(block.dtype)
 
 
+def _view_of(array: NDArray[Any]) -> View:
+    """An array of the pickle; made native and C-contiguous only when it is read."""
+    if array.dtype.isnative and array.flags.c_contiguous:
+        return View.of(array)
+    dtype = array.dtype if array.dtype.isnative else array.dtype.newbyteorder("=")
+    computed = Computed(array.size, dtype, lambda: np.asarray(array, dtype, order="C"))
+    return View.over(computed, array.shape)
+
+
 @dataclass(slots=True)
 class _Archive:
     """The records of one saved object, and the storages seen so far."""
@@ -345,16 +385,30 @@ class _Archive:
     root: str
     swap: bool = False
     described: int = 0  # logical bytes of all tensors
-    storages: dict[tuple[str, str], Storage] = field(default_factory=dict)
+    storages: dict[tuple[str, np.dtype[Any]], Storage] = field(default_factory=dict)
 
     def small(self, name: str, limit: int = MAX_SMALL) -> bytes | None:
         """A whole record, None when it is absent."""
         member = self.members.get(self.root + name)
         return read(self.file, member, limit) if member else None
 
-    def view(self, tensor: _Strided, dtype: np.dtype[Any], name: str) -> View:
-        """A description as a view, once it is sure that it stays inside its storage."""
-        self._check(tensor, dtype, name)
+    def view(self, leaf: _Leaf, name: str) -> View | str:
+        """A description as a view, or why there is none."""
+        if isinstance(leaf, NumpyArray):
+            elements: NDArray[Any] = np.asarray(leaf.elements)
+            self._account(elements.nbytes, name)
+            return _view_of(elements)
+        dtype = _dtype(leaf)
+        if dtype is None:
+            return f"{leaf.dtype or leaf.storage.kind} {list(leaf.size)}: no such dtype in NumPy"
+        self._check(leaf, dtype, name)
+        view = self._strided(leaf, dtype, name)
+        for wanted, function in ((leaf.conj, np.conjugate), (leaf.neg, np.negative)):
+            if wanted:
+                view = View.over(Elementwise(view, function, dtype), view.shape)
+        return view
+
+    def _strided(self, tensor: _Strided, dtype: np.dtype[Any], name: str) -> View:
         offset, axes = tensor.offset, list(zip(tensor.size, tensor.stride, strict=True))
         storage = self._storage(tensor, dtype, name)
         packed = isinstance(storage, _Pairs)
@@ -365,16 +419,11 @@ class _Archive:
         factors = [((n, step),) if n != 1 else () for n, step in axes]
         if packed:
             factors[-1] = (*factors[-1], (2, 1))
-        view = View(storage, offset, tuple(factors), dtype)
-        for wanted, function in ((tensor.conj, np.conjugate), (tensor.neg, np.negative)):
-            if wanted:
-                view = View.over(Elementwise(view, function, dtype), view.shape)
-        return view
+        return View(storage, offset, tuple(factors), dtype)
 
-    def _check(self, tensor: _Strided, dtype: np.dtype[Any], name: str) -> None:
-        if len(tensor.size) > MAX_RANK:
-            raise LimitError(f"more than {MAX_RANK} axes", tensor=name)
-        self.described += math.prod(tensor.size) * dtype.itemsize
+    def _account(self, nbytes: int, name: str) -> None:
+        """Few stored bytes must not become many: by strides of 0, or by sharing."""
+        self.described += nbytes
         if self.described > max(FREE_BYTES, MAX_EXPANSION * self.file.size):
             raise LimitError(
                 "the file describes far more than it stores",
@@ -382,6 +431,11 @@ class _Archive:
                 expected=f"at most {MAX_EXPANSION} times its {self.file.size} bytes",
                 found=f"{self.described} bytes",
             )
+
+    def _check(self, tensor: _Strided, dtype: np.dtype[Any], name: str) -> None:
+        if len(tensor.size) > MAX_RANK:
+            raise LimitError(f"more than {MAX_RANK} axes", tensor=name)
+        self._account(math.prod(tensor.size) * dtype.itemsize, name)
         stored = tensor.storage
         size = stored.numel if stored.kind != _UNTYPED else stored.numel // dtype.itemsize
         axes = zip(tensor.size, tensor.stride, strict=True)
@@ -397,14 +451,14 @@ class _Archive:
     def _storage(self, tensor: _Strided, dtype: np.dtype[Any], name: str) -> Storage:
         """One storage per record and dtype, so that its checksum is verified once."""
         stored = tensor.storage
-        known = self.storages.get((stored.key, dtype.name))
+        known = self.storages.get((stored.key, dtype))
         if known is None:
             known = self._open(stored, dtype, name)
-            self.storages[stored.key, dtype.name] = known
+            self.storages[stored.key, dtype] = known
         return known
 
     def _open(self, stored: _Stored, dtype: np.dtype[Any], name: str) -> Storage:
-        packed = dtype.name == _FP4
+        packed = dtype == _F4
         raw_dtype = np.dtype(np.uint8) if packed else dtype
         nbytes = stored.numel * (1 if stored.kind == _UNTYPED else dtype.itemsize)
         member = self.members.get(f"{self.root}data/{stored.key}")
@@ -433,14 +487,10 @@ class _Archive:
 
 def _dtype(tensor: _Strided) -> np.dtype[Any] | None:
     """The dtype of a tensor, None when NumPy has nothing like it."""
-    if tensor.dtype:
-        known = tensor.dtype in _NEWER or tensor.dtype in _STORAGE_OF
-        name = tensor.dtype if known else ""
-    else:
-        name = _STORAGES.get(tensor.storage.kind, "")
-    if name == _FP4_PAIR:
-        return dtype_of(_FP4) if tensor.size else None
-    return dtype_of(name) if name else None
+    name = tensor.dtype or _STORAGES.get(tensor.storage.kind, "")
+    if name == _FP4_PAIR and not tensor.size:
+        return None  # there is no axis along which a pair could lie
+    return _DTYPES.get(name)
 
 
 # ── opening ──────────────────────────────────────────────────────────────────────────────────────
@@ -505,14 +555,13 @@ def _open(file: File) -> Checkpoint:
     walk.find(saved, "")
     tensors = {}
     ties: dict[Any, list[str]] = {}
-    for name, tensor in walk.tensors.items():
-        dtype = _dtype(tensor)
-        if dtype is None:
-            kind = tensor.dtype or tensor.storage.kind
-            walk.unsupported[name] = f"{kind} {list(tensor.size)}: no such dtype in NumPy"
+    for name, leaf in walk.tensors.items():
+        view = archive.view(leaf, name)
+        if isinstance(view, str):
+            walk.unsupported[name] = view
             continue
-        tensors[name] = Tensor(archive.view(tensor, dtype, name))
-        ties.setdefault(_identity(tensor), []).append(name)
+        tensors[name] = Tensor(view)
+        ties.setdefault(_identity(leaf), []).append(name)
     return Checkpoint(
         tensors,
         format="torch",
@@ -524,7 +573,10 @@ def _open(file: File) -> Checkpoint:
     )
 
 
-def _identity(tensor: _Strided) -> Any:
+def _identity(tensor: _Leaf) -> Any:
+    """What two tensors have in common when they are one."""
+    if isinstance(tensor, NumpyArray):
+        return id(tensor)
     facts = (tensor.storage.kind, tensor.offset, tensor.size, tensor.stride)
     return (tensor.storage.key, *facts, tensor.dtype, tensor.conj, tensor.neg)
 
@@ -576,7 +628,7 @@ def problem(name: str, spec: TensorSpec) -> str:
         return "" if paired else f"torch packs {_FP4} in pairs along the last axis"
     if len(spec.shape) > MAX_RANK:
         return f"it has more than {MAX_RANK} axes"
-    if dtype not in _STORAGE_OF and dtype not in _NEWER:
+    if dtype not in _DTYPES:
         return f"torch has no dtype {dtype}"
     return "" if spec.dtype.isnative else "its bytes are in foreign order"
 
@@ -623,7 +675,7 @@ class _TorchSink:
         record = f"{_ROOT}data/{self._keys[name]}"
         before = self._zip.crcs.get(record)
         with context(tensor=name):
-            self._zip.write(record, _paired(pieces) if dtype.name == _FP4 else pieces)
+            self._zip.write(record, _paired(pieces) if dtype == _F4 else pieces)
             if before not in (None, self._zip.crcs[record]):
                 raise TargetError("tied tensors came with different values")
 
@@ -670,7 +722,7 @@ def _leaders(specs: Mapping[str, TensorSpec], ties: Sequence[Sequence[str]]) -> 
 
 
 def _stored_nbytes(spec: TensorSpec) -> int:
-    return spec.nbytes // 2 if spec.dtype.name == _FP4 else spec.nbytes
+    return spec.nbytes // 2 if spec.dtype == _F4 else spec.nbytes
 
 
 def _checked(chunks: Iterable[NDArray[Any]], dtype: np.dtype[Any]) -> Iterator[NDArray[Any]]:
