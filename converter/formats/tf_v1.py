@@ -162,13 +162,14 @@ class _Saved:
             box = box_of(cut, self.shape)
             shape = tuple(stop - start for start, stop in box)
             size = TensorSpec(shape, dtype).size
-            # Every value takes a byte at least, of which snappy may make one in SNAPPY_RATIO.
-            if size > SNAPPY_RATIO * table.file.size:
+            # Every value takes some bytes, of which snappy may make one in SNAPPY_RATIO.
+            least = size * (dtype.itemsize if _is_fixed(dtype) else 1)
+            if least > SNAPPY_RATIO * table.file.size:
                 raise CorruptFileError(
                     "a slice has more elements than its file could hold",
                     path=table.file.path,
-                    expected=f"at most {SNAPPY_RATIO * table.file.size}",
-                    found=size,
+                    expected=f"at most {SNAPPY_RATIO * table.file.size} bytes",
+                    found=f"{least} bytes",
                 )
             value = _Value(table, slice_key(key, cut), dtype, size, name)
             parts.append(Part(box, View.over(value.storage(), shape)))
