@@ -10,6 +10,7 @@ import tracemalloc
 import warnings
 import zipfile
 import zlib
+from functools import partial
 from pathlib import Path
 
 import ml_dtypes
@@ -33,6 +34,7 @@ from converter.errors import (
 from converter.formats import open_checkpoint, recognise
 from converter.formats import torch as format_torch
 from converter.formats._pickle import Pickler
+from converter.formats._zip import ZipLayout
 from converter.tensors import TensorSpec, dtype_name, dtype_of
 
 SHARED = """
@@ -420,8 +422,11 @@ def everything():
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("mmap", [False, True])
-def test_torch_reads_what_we_write(torch, tmp_path, mmap):
+@pytest.mark.parametrize("zip64_from", [None, 1, 1000])
+def test_torch_reads_what_we_write(torch, tmp_path, monkeypatch, mmap, zip64_from):
     arrays = everything()
+    if zip64_from is not None:
+        monkeypatch.setattr(format_torch, "ZipLayout", partial(ZipLayout, limit=zip64_from))
     path = write(tmp_path / "x.pt", arrays, metadata={"made by": "“us”"})
     loaded = torch.load(path, weights_only=True, mmap=mmap)
     assert type(loaded) is collections.OrderedDict
@@ -476,6 +481,7 @@ def test_a_record_of_more_than_4_gib(torch, tmp_path):
     assert loaded["w"].tolist() == [1, 2]
     with open_checkpoint(path) as checkpoint:
         assert checkpoint["w"].numpy().tolist() == [1, 2]
+    path.unlink()
 
 
 # ── we write, we read ────────────────────────────────────────────────────────────────────────────
