@@ -1,13 +1,14 @@
 """The command line: one file a command.  Only this folder prints, and only it knows exit codes.
 
 0 fine · 1 judged and rejected · 2 usage · 3 reading or writing failed · 4 refused for safety
-70 a bug · 130 interrupted
+70 a bug · 130 interrupted · 143 terminated
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 
 import click
@@ -17,7 +18,7 @@ from converter.cli.convert import convert
 from converter.cli.formats import formats
 from converter.cli.inspect import inspect
 from converter.cli.mappings import mappings
-from converter.cli.output import ascii_safe, print_diagnostics
+from converter.cli.output import hint, print_diagnostics
 from converter.cli.plan import plan
 from converter.cli.show import show
 from converter.cli.verify import verify
@@ -34,6 +35,7 @@ EXIT_CODES = (  # the first class that fits
 )
 BUG = 70
 INTERRUPTED = 130
+TERMINATED = 143
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -53,6 +55,7 @@ def main() -> None:
     linear algebra that is never done, and nothing is torn down that the system frees anyway.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    signal.signal(signal.SIGTERM, _terminate)
     code = run(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, AttributeError):  # closed, or a pipe that nobody reads
@@ -60,23 +63,33 @@ def main() -> None:
     os._exit(code)
 
 
+class _Terminated(BaseException):
+    """SIGTERM: what is half done is to be taken back, as for Ctrl-C."""
+
+
+def _terminate(*_: object) -> None:
+    raise _Terminated
+
+
 def run(arguments: list[str]) -> int:  # noqa: PLR0911 - one return for each way to end
     """Run one command; the exit code."""
     try:
         return int(cli.main(arguments, prog_name="converter", standalone_mode=False) or 0)
-    except click.exceptions.Exit as done:
-        return done.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; nothing was left behind", err=True)
+        hint("interrupted; nothing was left behind")
         return INTERRUPTED
+    except _Terminated:
+        hint("terminated; nothing was left behind")
+        return TERMINATED
+    except SystemExit:  # click ends so when nobody reads the help any more
+        return 0
     except errors.ConverterError as error:
         return _report(error)
-    except BrokenPipeError:  # the reader of our output has seen enough
-        sys.stdout = None
-        return 0
+    except OSError as error:  # the system refuses something that has no better words
+        return _report(errors.SourceError(error.strerror or str(error), path=error.filename))
     except Exception as error:  # noqa: BLE001 - whatever is left is our bug, and is said to be
         return _bug(error)
 
@@ -87,16 +100,15 @@ def _report(error: errors.ConverterError) -> int:
     if isinstance(error, errors.MappingError):
         print_diagnostics(error.diagnostics)
     else:
-        click.echo(ascii_safe(f"error[{error.code}]: {error}"), err=True)
+        hint(f"error[{error.code}]: {error}")
     return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), BUG)
 
 
 def _bug(error: Exception) -> int:
     if os.environ.get("CONVERTER_DEBUG"):
         raise error
-    click.echo(
+    hint(
         f"internal error: {type(error).__name__}: {error}\n"
-        "  this is a bug in converter; CONVERTER_DEBUG=1 shows where",
-        err=True,
+        "  this is a bug in converter; CONVERTER_DEBUG=1 shows where"
     )
     return BUG
