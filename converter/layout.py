@@ -501,10 +501,10 @@ def _copy_expanded(box: _Box) -> None:
     """Copy once what axes of stride 0 repeat, and repeat it inside the target."""
     kept = sum(map(bool, box.strides))
     repeats = len(box.strides) - kept
-    once = box.target[(..., *[0] * repeats)]
-    once = once if kept else once[np.newaxis]
-    _copy(replace(box, strides=box.strides[:kept] or (1,), target=once))
-    _move(box.target, box.target[(..., *[slice(1)] * repeats)])
+    first: tuple[Any, ...] = (..., *[slice(1)] * repeats)
+    once = box.target[first]
+    _copy(replace(box, strides=(*box.strides[:kept], *[1] * repeats), target=once))
+    _move(box.target, once)
 
 
 def _copy_joined(box: _Box, joined: Joined) -> None:

@@ -191,6 +191,20 @@ def test_a_range_across_a_merged_axis():
         same(merged.take(1, start, stop).numpy(), array.T.reshape(5, 12)[:, start:stop])
 
 
+@pytest.mark.parametrize("axes", [((2, 0), (3, 4)), ((3, 4), (2, 0)), ((2, 0), (3, 0)), ((4, 0),)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_expanded_axis_repeats(tiles, kind, axes):
+    array = np.arange(20, dtype="f4")
+    storage = storages(array)[kind]
+    source = np.negative(array) if kind == "elementwise" else array
+    view = View(storage, 5, tuple((factor,) for factor in axes), storage.dtype)
+    strides = [4 * stride for _, stride in axes]
+    expected = np.lib.stride_tricks.as_strided(source[5:], [n for n, _ in axes], strides)
+    check(view, expected)
+    check(view.flip(0).astype("f8"), expected[::-1].astype("f8"))
+    check(view.reshape((view.size, 1)), expected.reshape(-1, 1))
+
+
 def test_operations_read_nothing():
     source = Reads(np.arange(24, dtype="f4"))
     view = View.over(source, (2, 3, 4)).transpose((2, 0, 1)).flip(1).take(0, 1, 3)
