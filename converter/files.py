@@ -200,13 +200,17 @@ def crc32(data: Array | bytes, crc: int = 0) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Checksum:
-    """A stored checksum and the byte range of the file that it covers."""
+    """A stored checksum and the byte range of the file that it covers.
+
+    `initial` is the checksum of what it covers before that range.
+    """
 
     name: str
     function: Callable[[Array | bytes, int], int]
     expected: int
     offset: int
     nbytes: int
+    initial: int = 0
 
     def verify(self, file: File, tensor: str, into: Array | None = None) -> None:
         """Read the range once and compare; raise `ChecksumError` when it differs.
@@ -214,7 +218,7 @@ class Checksum:
         The bytes stay in `into`, an array of `nbytes` bytes, when it is given.
         """
         buffer = np.empty(min(BLOCK, self.nbytes), np.uint8) if into is None else into
-        crc = 0
+        crc = self.initial
         for start in range(0, self.nbytes, BLOCK):
             place = 0 if into is None else start
             block = buffer[place : place + min(BLOCK, self.nbytes - start)]
@@ -494,7 +498,12 @@ class Publication:
     def _detour(self, folder: int, offer: Callable[[int], Interim]) -> list[Path]:
         """Steps 1 to 5; the paths of the data."""
         *data, marker = self.files
-        interim = next(plan for plan in map(offer, itertools.count(1)) if _is_free(plan.data))
+        used: list[Path] = []  # by the old checkpoint, or by a run that died: of no use soon
+        for attempt in itertools.count(1):
+            interim = offer(attempt)
+            if not any(os.path.lexists(path) for path in interim.data):
+                break
+            used += interim.data
         staged = StagedFile(marker.target)
         self.files.append(staged)
         staged.write(0, interim.marker)
@@ -506,18 +515,19 @@ class Publication:
         _sync_names(folder)
         self._replace_marker(staged)
         _sync_names(folder)
-        if not links:
+        paths = [new.target for new in data]
+        if links:
             for new in data:
-                _remove(new.target)
-            return list(interim.data)
-        for new in data:
-            new.replace(new.target)
-        _sync_names(folder)
-        marker.replace(marker.target)
-        _sync_names(folder)
-        for path in interim.data:
+                new.replace(new.target)
+            _sync_names(folder)
+            marker.replace(marker.target)
+            _sync_names(folder)
+            used += interim.data
+        else:
+            used, paths = used + paths, list(interim.data)
+        for path in used:
             _remove(path)
-        return [new.target for new in data]
+        return paths
 
     def _replace_marker(self, staged: StagedFile) -> None:
         """From here on the data that was put in place is in use, whatever happens."""
@@ -569,10 +579,6 @@ def _sync_names(folder: int) -> None:
 def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):
         system.unlink(path)
-
-
-def _is_free(paths: Iterable[Path]) -> bool:
-    return not any(os.path.lexists(path) for path in paths)
 
 
 def _exists(path: Path) -> TargetExistsError:

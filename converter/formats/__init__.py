@@ -73,6 +73,7 @@ FORMATS = (
     Format("torch", "PyTorch zip (torch.save)", (".pt", ".pth", ".bin"), "converter.formats.torch"),
     Format("tf-v2", "TensorFlow V2 (TensorBundle)", (".ckpt",), "converter.formats.tf_v2"),
     Format("tf-v1", "TensorFlow V1 (single file)", (), "converter.formats.tf_v1"),
+    Format("npz", "NumPy (.npz; .npy to read)", (".npz",), "converter.formats.npz"),
 )
 
 PROBE_BYTES = 512
