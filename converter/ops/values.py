@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from functools import lru_cache
 from typing import Any, ClassVar
 
+import ml_dtypes
 import numpy as np
 from pydantic import Field, field_validator, model_validator
 
@@ -11,6 +14,53 @@ from converter.errors import IrreversibleError, OpError
 from converter.layout import View
 from converter.ops.base import Exactness, UnaryOp
 from converter.tensors import dtype_name, dtype_of
+
+SMALL = 2  # bytes of a dtype of which every value can be tried
+
+
+def numeric(name: str) -> np.dtype[Any]:
+    """`dtype_of` for what a person wrote: NumPy would read codes, some of them as Python."""
+    if not re.fullmatch("[a-z][a-z0-9_]+", name):
+        raise ValueError(f"'{name}' is not a dtype")
+    return dtype_of(name)
+
+
+@lru_cache
+def holds(wide: np.dtype[Any], narrow: np.dtype[Any]) -> bool:
+    """Does a dtype hold every value of another?  A NaN is a NaN, whatever its other bits.
+
+    NumPy alone cannot say: it calls 64-bit integers safe in a float64, and float8 in any float8.
+    """
+    if (narrow.kind == "c") != (wide.kind == "c"):
+        return False
+    span = _integers(narrow)
+    if span and narrow.itemsize > SMALL and not _integers(wide):
+        return narrow.itemsize == 4 and wide == np.float64  # noqa: PLR2004
+    if (span and _integers(wide)) or (not span and narrow.itemsize > SMALL):
+        return bool(np.can_cast(narrow, wide, "safe"))
+    if not np.can_cast(narrow, wide, "unsafe"):
+        return False
+    bits = f"u{narrow.itemsize}"
+    with np.errstate(all="ignore"):
+        if span:
+            values = np.array(span)
+        else:  # every one, by way of a float64, which clears the bits that are not used
+            values = np.arange(1 << (8 * narrow.itemsize)).astype(bits).view(narrow).astype(float)
+        before = values.astype(narrow)
+        after = before.astype(wide).astype(narrow)
+        nan = np.isnan(before.astype(float)) & np.isnan(after.astype(float))
+    return bool(np.all(nan | (before.view(bits) == after.view(bits))))
+
+
+def _integers(dtype: np.dtype[Any]) -> range:
+    """The values of an integer dtype; none of others."""
+    if dtype.kind == "b":
+        return range(2)
+    try:
+        info = ml_dtypes.iinfo(dtype)  # type: ignore[no-untyped-call]
+    except ValueError:
+        return range(0)
+    return range(int(info.min), int(info.max) + 1)
 
 
 class Cast(UnaryOp):
@@ -35,7 +85,7 @@ class Cast(UnaryOp):
     @field_validator("to", "source")
     @classmethod
     def _known(cls, value: str | None) -> str | None:
-        if value is not None and dtype_of(value).kind == "O":
+        if value is not None and numeric(value).kind == "O":
             raise ValueError("strings cannot be cast")
         return value
 
@@ -43,7 +93,14 @@ class Cast(UnaryOp):
         found = dtype_name(view.dtype)
         if found == "string" or self.source not in (None, found):
             raise OpError("cast does not fit", expected=self.source or "numbers", found=found)
-        return view.astype(dtype_of(self.to))
+        to = dtype_of(self.to)
+        if view.dtype.kind == "c" and to.kind != "c":
+            raise OpError(
+                "cast would discard the imaginary part", expected="complex64", found=self.to
+            )
+        if not np.can_cast(view.dtype, to, "unsafe"):
+            raise OpError(f"there is no cast of {found} to {self.to}", hint="go over float32")
+        return view.astype(to)
 
     def inverse(self) -> Cast:
         if self.source is None:
@@ -51,8 +108,8 @@ class Cast(UnaryOp):
                 "cast does not know the dtype before it",
                 hint=f"write `cast: {{from: ..., to: {self.to}}}`",
             )
-        if not np.can_cast(dtype_of(self.source), dtype_of(self.to), "safe"):
-            raise IrreversibleError(f"casting {self.source} to {self.to} rounds")
+        if not holds(dtype_of(self.to), dtype_of(self.source)):
+            raise IrreversibleError(f"casting {self.source} to {self.to} has no exact way back")
         return Cast.model_validate({"to": self.source, "from": self.to})
 
     def to_file(self) -> Any:
