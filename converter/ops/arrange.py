@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from math import prod
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -36,7 +36,9 @@ class Rearrange(UnaryOp):
     about: ClassVar[str] = "split, permute and merge axes by name: `h w i o -> o (i h w)`"
 
     pattern: str = Field(description="einops notation, e.g. `h w i o -> o i h w`")
-    sizes: dict[str, int] = Field(default_factory=dict, description="sizes of named axes")
+    sizes: dict[str, Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict, description="sizes of named axes"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -49,14 +51,20 @@ class Rearrange(UnaryOp):
         parse(value)
         return value
 
+    @model_validator(mode="after")
+    def _sizes_of_axes(self) -> Self:
+        unknown = sorted(self.sizes.keys() - self.parsed.axes)
+        if unknown:
+            raise ValueError(f"'{unknown[0]}' is no axis of the pattern")
+        return self
+
     @property
     def parsed(self) -> Pattern:
         """The pattern, parsed."""
         return parse(self.pattern)
 
     def bind(self, sizes: Mapping[str, int]) -> Rearrange:
-        axes = {axis for group in self.parsed.left for axis in group}
-        known = {name: size for name, size in sizes.items() if name in axes}
+        known = {name: size for name, size in sizes.items() if name in self.parsed.axes}
         return self.model_copy(update={"sizes": known | self.sizes})
 
     def apply_one(self, view: View) -> View:
@@ -212,6 +220,8 @@ class Reverse(UnaryOp):
     def _parsed(cls, value: Any) -> Any:
         if isinstance(value, str):
             parse_marked(value)
+        if isinstance(value, tuple) and len(set(value)) < len(value):
+            raise ValueError("an axis stands twice")
         return value
 
     def apply_one(self, view: View) -> View:

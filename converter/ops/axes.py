@@ -37,6 +37,11 @@ class Pattern:
     left: tuple[Group, ...]
     right: tuple[Group, ...]
 
+    @property
+    def axes(self) -> set[str]:
+        """The names of all axes."""
+        return {axis for group in self.left for axis in group}
+
     def swapped(self) -> Pattern:
         """The pattern of the way back."""
         return Pattern(self.right, self.left)

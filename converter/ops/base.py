@@ -21,9 +21,7 @@ class Op(BaseModel):
     application.
     """
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", populate_by_name=True, defer_build=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, defer_build=True)
 
     name: ClassVar[str]
     about: ClassVar[str]  # one sentence for `converter ops`
