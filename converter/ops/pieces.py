@@ -81,7 +81,7 @@ class SizedAxisOp(AxisOp):
 class Concat(SizedAxisOp):
     """Join the sources along an existing axis, in the order of the rule.
 
-    With `sizes` the way back can cut pieces that are not equal, and the sources are checked.
+    Pieces that are not equal need `sizes`, by which the way back cuts them.
     """
 
     name: ClassVar[str] = "concat"
@@ -90,12 +90,16 @@ class Concat(SizedAxisOp):
     def apply(self, views: Sequence[View], pieces: int) -> list[View]:
         axis = self.position(views[0])
         _same(self, views, axis)
-        if self.sizes is not None:
-            found = [view.shape[axis] for view in views]
-            if self.lengths(sum(found), len(views)) != found:
-                raise OpError(
-                    "concat: the sizes do not fit", expected=self.sizes, found=join(found)
-                )
+        found = [view.shape[axis] for view in views]
+        if self.sizes is None and len(set(found)) > 1:
+            raise OpError(
+                "concat: the pieces are not equal, so the way back could not cut them",
+                expected=f"pieces of {found[0]}",
+                found=join(found),
+                hint="give `sizes`",
+            )
+        if self.sizes is not None and self.lengths(sum(found), len(views)) != found:
+            raise OpError("concat: the sizes do not fit", expected=self.sizes, found=join(found))
         return [concatenate(list(views), axis)]
 
     def inverse(self) -> Split:
@@ -148,6 +152,8 @@ class Unstack(AxisOp):
     def apply(self, views: Sequence[View], pieces: int) -> list[View]:
         view = only_one(self, views)
         axis = self.position(view)
+        if view.shape[axis] == 0:
+            raise OpError("unstack: the axis has no elements", found=join(view.shape))
         shape = (*view.shape[:axis], *view.shape[axis + 1 :])
         return [view.take(axis, k, k + 1).reshape(shape) for k in range(view.shape[axis])]
 
