@@ -233,10 +233,22 @@ def marker_of(tag: str, paths: list[str]) -> bytes:
     ).encode()
 
 
-def publish(folder: Path, tag: str, count: int, *, overwrite: bool = True, **options: Any) -> Any:
-    """Publish a checkpoint of `count` data files as two writes each."""
+def publish(  # noqa: PLR0913
+    folder: Path,
+    tag: str,
+    count: int,
+    *,
+    overwrite: bool = True,
+    known: bool = False,
+    nbytes: int = 0,
+) -> list[Path]:
+    """Publish a checkpoint of `count` data files as two writes each.
+
+    Left over is then all that looks like data, or what the old marker names, if that is `known`.
+    """
     paths = [folder / name for name in names(0, count, count)]
-    publication = Publication([*paths, folder / "m.index"], overwrite=overwrite, **options)
+    publication = Publication([*paths, folder / "m.index"], overwrite=overwrite, nbytes=nbytes)
+    old = files_of(folder) if known else []
     try:
         for number, staged in enumerate(publication.files[:-1]):
             data = data_of(tag, number)
@@ -248,9 +260,19 @@ def publish(folder: Path, tag: str, count: int, *, overwrite: bool = True, **opt
             found = names(attempt, count, count + attempt)
             return Interim([folder / name for name in found], marker_of(tag, found))
 
-        return publication.commit(interim=interim, obsolete=lambda: folder.glob("m.data-*"))
+        return publication.commit(interim=interim, obsolete=lambda: old or folder.glob("m.data-*"))
     finally:
         publication.abort()
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The data files of the checkpoint that is there."""
+    marker = folder / "m.index"
+    return (
+        [folder / name for name in json.loads(marker.read_text()) if name]
+        if marker.exists()
+        else []
+    )
 
 
 def judge(disk: dict[str, bytes]) -> str:
@@ -447,15 +469,15 @@ def restore(folder: Path, state: dict[str, tuple[int, bytes]]) -> None:
 
 
 @pytest.mark.parametrize("links", [True, False])
-@pytest.mark.parametrize("old", [Shape(1), Shape(2)])
+@pytest.mark.parametrize(("old", "known"), [(1, False), (2, False), (2, True)])
 def test_the_next_run_leaves_nothing_else(
-    old: Shape, links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    old: int, known: bool, links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recorder = crash(tmp_path / "first", monkeypatch, old, Shape(2, links))
+    recorder = crash(tmp_path / "first", monkeypatch, Shape(old), Shape(2, links))
     for number, state in enumerate(recorder.kills()):
         folder = tmp_path / str(number)
         restore(folder, state)
-        publish(folder, "third", 2)
+        publish(folder, "third", 2, known=known)
         assert listing(folder) == complete("third", 2)
 
 

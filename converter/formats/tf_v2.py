@@ -391,7 +391,7 @@ class _Sink:
     def __init__(self, path: Path, specs: Mapping[str, TensorSpec], *, overwrite: bool) -> None:
         self._prefix = path.with_suffix("") if path.suffix == ".index" else path
         index = self._path(".index")
-        self.files = (self._path(_data_suffix(0, 1)), index)
+        self.files: tuple[Path, ...] = (self._path(_data_suffix(0, 1)), index)
         names = sorted(specs, key=str.encode)
         self.order = sorted(names, key=lambda name: specs[name].dtype == STRING)
         self._specs = specs
@@ -436,7 +436,9 @@ class _Sink:
             elif name not in self._written:
                 raise TargetError("the tensor was never written", path=self.files[0], tensor=name)
         index.write(0, self._index(0, 1))
-        self._publication.commit(interim=self._interim, obsolete=lambda: self._replaced)
+        self.files = tuple(
+            self._publication.commit(interim=self._interim, obsolete=lambda: self._replaced)
+        )
 
     def abort(self) -> None:
         """Leave nothing behind; harmless after `commit`."""
