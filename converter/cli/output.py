@@ -122,6 +122,7 @@ def table(rows: Iterable[Sequence[str]], *, right: Iterable[int] = (), indent: s
 
 def print_diagnostics(diagnostics: Sequence[Diagnostic]) -> None:
     """All of them, with the line they are about; many of one kind are listed by name only."""
+    _lines.cache_clear()  # files may have changed since
     shown: dict[str, int] = {}
     rest: dict[str, list[Diagnostic]] = {}
     for diagnostic in diagnostics:
