@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from conformance import Array, Arrays, FormatConformance, differences, make, read
+from conformance import Array, Arrays, OracleConformance, differences, make, read
 
 from converter import formats
 from converter.errors import (
@@ -58,7 +58,7 @@ def packed(array: Array) -> Array:
     return pairs[:, 0] | pairs[:, 1] << 4
 
 
-class TestSafetensors(FormatConformance):
+class TestSafetensors(OracleConformance):
     format = "safetensors"
     target = "model.safetensors"
     dtypes = tuple(CODES)
@@ -263,6 +263,7 @@ WRONG: dict[str, tuple[bytes, str]] = {
     "st_raw_newline": (raw('{"a\n":1}'), "not JSON"),
 }
 STRICTER: dict[str, tuple[bytes, str]] = {  # what the library lets pass
+    "st_empty_name": (raw({"": entry([1], 0, 1)}, b"1"), "its name is empty"),
     "st_leading_space": (raw(" " + text(("a", entry([1], 0, 1))), b"1"), "start with '{'"),
     "st_dup_same": (
         raw(text(("a", entry([1], 0, 1)), ("a", entry([1], 0, 1))), b"1"),
