@@ -621,7 +621,7 @@ _ROOT = "archive/"
 def problem(name: str, spec: TensorSpec) -> str:
     """Why torch cannot hold this tensor, "" when it can."""
     dtype = dtype_name(spec.dtype)
-    if trouble := _name_problem(name):
+    if trouble := _name_problem(name) if name else "is empty":
         return f"its name {trouble}"
     if dtype == _FP4:
         paired = bool(spec.shape) and spec.shape[-1] % 2 == 0
