@@ -11,8 +11,8 @@
 Templates are not regular expressions, so they invert; and a template that could match one name in
 two ways is refused when it is read, so no order or greed ever decides.
 
-`Selector`s (`drop`, `except`, `--match`) capture nothing and know two more words: `*` is a segment,
-`**` anything.
+`Selector`s (`drop`, `except`, `--match`) capture nothing and know two more words: `*` is a segment
+or a part of one, `**` anything.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _HOLE = re.compile(
 _PADDED = re.compile(r"0([1-9])")
 MAX_NAME = 4096
 _HOLE_MARK = "\0"  # in no name
-MAX_STARS = 8
+MAX_WILD = 8  # stars and holes of a selector
 
 
 class TemplateError(ValueError):
@@ -108,7 +108,7 @@ class Hole:
         """The text for these bindings; None when there is none."""
         value = bindings[self.name]
         if self.kind == "choice":
-            return self.choices[int(value)]
+            return self.choices[int(value)] if int(value) < len(self.choices) else None
         if self.kind == "int":
             number = int(value) + self.offset
             return f"{number:0{self.width}d}" if number >= 0 else None
@@ -141,6 +141,13 @@ class Lookup:
     def write(self, bindings: Mapping[str, Value]) -> str | None:
         """The table's text; None when it has no entry."""
         return self.table.entries.get(tuple(str(bindings[key]) for key in self.keys))
+
+
+@dataclass(frozen=True, slots=True)
+class Star:
+    """A part of a segment, or anything; only in selectors."""
+
+    wide: bool
 
 
 Token = Text | Hole | Lookup
@@ -375,8 +382,16 @@ def _typed(token: Token, kinds: Mapping[str, Hole]) -> Token:
         choices = model.choices if model else ()
         return Hole(token.name, kind, token.at, choices=choices)
     if isinstance(token, Lookup):
-        types = (kinds[key].kind if key in kinds else "int" for key in token.keys)
-        return Lookup(token.table, token.keys, tuple(kind or "int" for kind in types), token.at)
+        types = tuple(kinds[key].kind or "int" if key in kinds else "int" for key in token.keys)
+        for entry in token.table.entries:
+            for key, kind, text in zip(token.keys, types, entry, strict=True):
+                if kind == "choice" or not re.fullmatch(Hole(key, kind, 0).pattern, text):
+                    raise TemplateError(
+                        f"'{text}' in table '{token.table.name}' is no {kind}, as '{key}' is",
+                        token.at,
+                        f"say what it is where it stands alone, as in {{{key}:word}}",
+                    )
+        return Lookup(token.table, token.keys, types, token.at)
     return token
 
 
@@ -391,8 +406,10 @@ def _joined(tokens: Iterable[Token]) -> tuple[Token, ...]:
     return tuple(result)
 
 
-def _fits(token: Hole | Lookup, char: str) -> bool:
+def _fits(token: Hole | Lookup | Star, char: str) -> bool:
     """Can the token's text hold this character?"""
+    if isinstance(token, Star):
+        return token.wide or char not in "/."
     if isinstance(token, Lookup):
         return any(char in text for text in token.table.entries.values())
     if token.kind == "choice":
@@ -405,31 +422,53 @@ def _fits(token: Hole | Lookup, char: str) -> bool:
 def _check_unambiguous(template: Template) -> None:
     """Every name must match in at most one way.
 
-    Neighbouring holes need between them a character that one of them cannot hold; two holes of
-    free text need one that a segment cannot hold, wherever between them it stands; and only one
-    hole can be a path.
+    A text between two holes is found by a character of it that the hole before cannot hold, once
+    that hole's start is known; or that the hole after cannot hold, once its end is known; or, with
+    nothing else known, that no hole before or no hole after can hold.  So between texts of that
+    last kind, texts that are found from the end must all come after those found from the start.
     """
-    last: Hole | Lookup | None = None
-    wide: Hole | None = None
-    near = far = ""
-    for token in template.tokens:
-        if isinstance(token, Text):
-            near, far = token.text, far + token.text
-            continue
-        if last and all(_fits(last, char) and _fits(token, char) for char in near):
+    holes = template.variables
+    from_the_end: Hole | Lookup | None = None
+    for index, text in enumerate(_between(template.tokens)):
+        before, after = holes[index], holes[index + 1]
+        left = any(not _fits(before, char) for char in text)
+        right = any(not _fits(after, char) for char in text)
+        if not left and not right:
             raise TemplateError(
                 "ambiguous: two holes need a text between them that shows where one ends",
-                token.at,
+                after.at,
             )
-        if isinstance(token, Hole) and token.kind in ("word", "path"):
-            if wide and (wide.kind == token.kind == "path" or not set(far) & set("/.")):
-                raise TemplateError(
-                    f"ambiguous: '{wide.name}' and '{token.name}' share a text in several ways",
-                    token.at,
-                    "put a / or . between them, or give one of them a narrower type",
-                )
-            wide, far = token, ""
-        last, near = token, ""
+        if any(
+            not any(_fits(hole, char) for hole in side)
+            for char in text
+            for side in (holes[: index + 1], holes[index + 1 :])
+        ):
+            from_the_end = None
+            continue
+        if not left:
+            from_the_end = from_the_end or before
+        if from_the_end and not right:
+            raise TemplateError(
+                f"ambiguous: '{_label(from_the_end)}' and '{_label(after)}' share a text in "
+                "several ways",
+                after.at,
+                "put a / or . between them, or give one of them a narrower type",
+            )
+
+
+def _between(tokens: Iterable[Token]) -> list[str]:
+    """The text after each hole but the last: nothing, where two holes touch."""
+    texts: list[str] = []
+    for token in tokens:
+        if not isinstance(token, Text):
+            texts.append("")
+        elif texts:
+            texts[-1] = token.text
+    return texts[:-1]
+
+
+def _label(token: Hole | Lookup) -> str:
+    return token.name if isinstance(token, Hole) else token.table.name
 
 
 def _check_choices(templates: Iterable[Template]) -> None:
@@ -460,33 +499,44 @@ class Selector:
     scope: str = ""
 
     @cached_property
-    def _regex(self) -> re.Pattern[str]:
-        parts = re.split(r"(\*\*|\*|\{[^{}]*\})", self.text)
-        return re.compile("".join(map(self._part, parts)), re.DOTALL)
+    def _parts(self) -> tuple[Token | Star, ...]:
+        parts: list[Token | Star] = []
+        position = 0
+        for text in re.split(r"(\*\*|\*)", self.text):
+            try:
+                if text in ("*", "**"):
+                    parts.append(Star(wide=text == "**"))
+                else:
+                    parts += [_typed(token, {}) for token in _tokens(text, {})]
+            except TemplateError as error:
+                error.offset += position
+                raise
+            position += len(text)
+        return tuple(parts)
+
+    @cached_property
+    def _suffix(self) -> str:
+        last = self._parts[-1] if self._parts else Text("")
+        return last.text if isinstance(last, Text) else ""
 
     @cached_property
     def anchors(self) -> tuple[tuple[int, str], ...]:
         """The last segment, as `Template.anchors` has it, where it is literal."""
-        last = split(self.text)[-1]
+        last = split(self.scope + self.text)[-1]
         return () if set(last) & set("*{}") else ((-1, last),)
-
-    @staticmethod
-    def _part(text: str) -> str:
-        if text == "**":
-            return ".*"
-        if text == "*":
-            return f"{_WORD}*"
-        if text.startswith("{") and text.endswith("}"):
-            hole = _hole(text[1:-1], 1, {})
-            assert isinstance(hole, Hole)  # noqa: S101 - without tables there are no lookups
-            return f"(?:{hole.pattern if hole.kind else '[0-9]+'})"
-        return re.escape(text)
 
     def __call__(self, name: str) -> bool:
         """Does the whole name fit?"""
+        if not name.endswith(self._suffix):  # says no to most, and quickly
+            return False
         if not name.startswith(self.scope) or len(name) > MAX_NAME:
             return False
-        return self._regex.fullmatch(name, len(self.scope)) is not None
+        ends = {len(self.scope)}  # of all the ways at once, so that no name takes long
+        for part in self._parts:
+            ends = _ends(part, name, ends)
+            if not ends:
+                return False
+        return len(name) in ends
 
     def scoped(self, scope: str) -> Selector:
         """The same selector under a prefix."""
@@ -495,8 +545,33 @@ class Selector:
 
 def parse_selector(text: str) -> Selector:
     """A selector; `TemplateError` when it cannot be read."""
-    if text.count("*") > MAX_STARS:
-        raise TemplateError(f"at most {MAX_STARS} stars")
     selector = Selector(text)
-    selector("")  # compiles it
+    wild = sum(not isinstance(part, Text) for part in selector._parts)  # noqa: SLF001
+    if wild > MAX_WILD:
+        raise TemplateError(f"at most {MAX_WILD} stars and holes")
     return selector
+
+
+def _ends(part: Token | Star, name: str, starts: set[int]) -> set[int]:
+    """Where a part of a selector may end that begins at one of `starts`."""
+    if isinstance(part, Text):
+        return {at + len(part.text) for at in starts if name.startswith(part.text, at)}
+    if isinstance(part, Star):
+        return _run(part, name, starts)
+    if isinstance(part, Lookup) or part.kind == "choice":
+        texts = part.table.entries.values() if isinstance(part, Lookup) else part.choices
+        return {at + len(text) for text in texts for at in starts if name.startswith(text, at)}
+    for _ in range(max(1, part.width)):
+        starts = {at + 1 for at in starts if at < len(name) and _fits(part, name[at])}
+    return _run(part, name, starts)
+
+
+def _run(part: Hole | Star, name: str, starts: set[int]) -> set[int]:
+    """These places, and all that characters which fit lead to from there."""
+    found: set[int] = set()
+    for start in starts:
+        at = start
+        while at not in found:
+            found.add(at)
+            at += at < len(name) and _fits(part, name[at])
+    return found
