@@ -330,6 +330,22 @@ class StagedFile:
                 raise write_error(error, self.target) from error
         self.size = max(self.size, offset + done)
 
+    def write_rows(self, offset: int, rows: Array, pitch: int) -> None:
+        """Write the rows of a C-contiguous 2-D array `pitch` bytes apart, the first at `offset`."""
+        for number, row in enumerate(rows):
+            self.write(offset + number * pitch, row)
+
+    def read_into(self, offset: int, buffer: Array) -> None:
+        """Fill a C-contiguous array with bytes that were written before."""
+        view = _bytes_of(buffer).data
+        done = 0
+        while done < len(view):
+            with _writing(self.target):
+                count = system.read(self._fd, view[done:], offset + done)
+            if not count:
+                raise TargetError("what was written is not there", path=self.target, offset=offset)
+            done += count
+
     def seal(self) -> None:
         """Bring the bytes to the disk.  A failed fsync is final: it is never repeated."""
         with _writing(self.target):

@@ -27,7 +27,16 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["Computed", "Elementwise", "Joined", "Memory", "Storage", "View", "concatenate"]
+__all__ = [
+    "Box",
+    "Computed",
+    "Elementwise",
+    "Joined",
+    "Memory",
+    "Storage",
+    "View",
+    "concatenate",
+]
 
 Array = NDArray[Any]
 Function = Callable[[Array], Array]
@@ -38,6 +47,7 @@ TILE = 768 << 10  # what is turned at once: it should stay in the second-level c
 RUN = 1536  # of a row of a tile, which leaves room for long columns
 READ_RUN = 32 << 10  # a read costs a system call, so gather tiles until it is this long
 READ_MOST = 256 << 10  # what is read before it is copied on, which it should be from the cache
+GOOD_RUN = 8 << 10  # elements in a row that are as good as any number
 GAP = 32 << 10  # reading through a hole of this size costs no more than a second read
 
 USER_DEFINED = 2  # what `numpy.dtype.isbuiltin` is for ml_dtypes
@@ -309,6 +319,62 @@ class View:
         n, inner = next((n, inner) for n, inner in steps if inner <= limit)
         return _even_part(n, limit // inner) * inner
 
+    def boxes(self, nbytes: int, *, ordered: bool = False) -> list[Box]:
+        """Boxes of at most `nbytes` that cover the view, and read the storage in long runs.
+
+        They are consecutive ranges where that is good enough.  A permuted view is cut across the
+        order of the target instead: then each part of the storage is read once, whatever the
+        size of the boxes, at the price of writing many shorter rows.  Not so when they are wanted
+        `ordered`.
+        """
+        if not self.size:
+            return []
+        sizes = [n for n, _ in self.factors]
+        limit = max(1, nbytes // self.dtype.itemsize)
+        steps = _steps(sizes)
+        best, cut, part = min(self._run(self._range(limit)), GOOD_RUN), -1, 0
+        for axis in range(1, 0 if ordered or self.size <= limit else len(sizes)):
+            most = limit * sizes[axis] // self.size
+            if most:
+                count = _even_part(sizes[axis], most)
+                box = [*sizes[:axis], count, *sizes[axis + 1 :]]
+                run = min(count * steps[axis], self._run(box), GOOD_RUN)
+                if run > 2 * best:
+                    best, cut, part = run, axis, count
+        if cut < 0:  # consecutive
+            step = self.chunk(nbytes)
+            return [
+                Box(start, 1, min(step, self.size - start), 0, self)
+                for start in range(0, self.size, step)
+            ]
+        flat = replace(self, axes=tuple((factor,) for factor in self.factors))
+        rows, inner, pitch = math.prod(sizes[:cut]), steps[cut], steps[cut - 1]
+        return [
+            Box(at * inner, rows, (stop - at) * inner, pitch, flat.take(cut, at, stop))
+            for at in range(0, sizes[cut], part)
+            for stop in [min(at + part, sizes[cut])]
+        ]
+
+    def _range(self, limit: int) -> list[int]:
+        """The sizes of a consecutive range of about `limit` elements, along each factor."""
+        found = []
+        for (n, _), step in zip(self.factors, _steps([n for n, _ in self.factors]), strict=True):
+            found.append(max(1, min(n, limit // step)))
+        return found
+
+    def _run(self, sizes: Sequence[int]) -> int:
+        """How many elements in a row a box of these sizes takes from the storage."""
+        run = 1
+        whole = (n for n, _ in self.factors)
+        strides = (abs(stride) for _, stride in self.factors)
+        for stride, size, n in sorted(zip(strides, sizes, whole, strict=True)):
+            if stride != run:
+                break
+            run *= size
+            if size < n:
+                break
+        return run
+
     def _axis(self, axis: int) -> Factors:
         if not 0 <= axis < self.ndim:
             raise IndexError(f"there is no axis {axis} in shape {self.shape}")
@@ -317,6 +383,29 @@ class View:
     def _with(self, axis: int, factors: Factors, offset: int) -> View:
         axes = (*self.axes[:axis], factors, *self.axes[axis + 1 :])
         return replace(self, axes=axes, offset=offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A part of a view: `rows` rows of `length` elements in C order.
+
+    Row r is the flat range [start + r * pitch, start + r * pitch + length) of the whole view.
+    """
+
+    start: int
+    rows: int
+    length: int
+    pitch: int
+    view: View
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return self.rows * self.length
+
+    def read(self, out: Array) -> None:
+        """Fill the 1-D array `out` of `size` elements with the rows, one after the other."""
+        self.view.read(self.start if self.rows == 1 and not self.pitch else 0, out)
 
 
 def concatenate(views: Sequence[View], axis: int) -> View:

@@ -445,3 +445,36 @@ def test_expanded_views(tiles):
             assert np.array_equal(
                 View.over(Elementwise(view, np.negative, "f8"), view.shape).numpy(), -wanted
             )
+
+
+@settings(max_examples=150, deadline=None)
+@given(tensors(), st.integers(1, 4096), st.booleans())
+def test_boxes_cover_a_view_once_and_hold_its_elements(case, nbytes, ordered):
+    view, expected = case
+    flat = expected.reshape(-1)
+    found = np.zeros(flat.size, bool)
+    for box in view.boxes(nbytes, ordered=ordered):
+        out = np.empty(box.size, view.dtype)
+        box.read(out)
+        rows = box.start + box.pitch * np.arange(box.rows)[:, None] + np.arange(box.length)
+        assert not found[rows].any()
+        found[rows] = True
+        assert out.tobytes() == flat[rows].tobytes()
+        assert not (ordered and box.pitch)
+    assert found.all()
+
+
+def test_a_permuted_view_is_cut_so_that_its_storage_is_read_once():
+    storage = Reads(np.arange(7 * 7 * 64 * 512, dtype="f4"))
+    view = View.over(storage, (7, 7, 64, 512)).transpose((3, 2, 0, 1)).reshape((512, 64 * 49))
+    boxes = view.boxes(view.nbytes // 8)
+    assert len(boxes) == 8
+    for box in boxes:
+        box.read(np.empty(box.size, "f4"))
+    assert sum(size for _, size in storage.requests) == view.size
+    assert len(view.boxes(view.nbytes // 8, ordered=True)) >= 8
+
+
+def test_a_view_in_the_order_of_its_storage_is_cut_into_ranges():
+    view = View.of(np.zeros((64, 64), "f4"))
+    assert [(box.rows, box.pitch) for box in view.boxes(1024)] == [(1, 0)] * 16

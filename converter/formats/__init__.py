@@ -19,6 +19,7 @@ from typing import Any, Protocol, cast
 from numpy.typing import NDArray
 
 from converter.errors import NotFoundError, TargetError, UnknownFormatError
+from converter.files import StagedFile
 from converter.tensors import Checkpoint, TensorSpec
 
 
@@ -31,8 +32,15 @@ class Sink(Protocol):
     order: Sequence[str]
     files: Sequence[Path]
 
-    def write(self, name: str, chunks: Iterable[NDArray[Any]]) -> None:
-        """Take a tensor as consecutive 1-D C-order pieces; a piece is only valid until the next."""
+    def place(self, name: str) -> tuple[StagedFile, int] | None:
+        """The file and offset of a tensor's elements, where they may be written in any order."""
+        ...
+
+    def write(self, name: str, chunks: Iterable[NDArray[Any]], *, placed: bool = False) -> None:
+        """Take a tensor as consecutive 1-D C-order pieces; a piece is only valid until the next.
+
+        `placed`: the pieces are what was written at `place` already, and are only checksummed.
+        """
         ...
 
     def commit(self) -> None:
@@ -73,6 +81,7 @@ FORMATS = (
     Format("torch", "PyTorch zip (torch.save)", (".pt", ".pth", ".bin"), "converter.formats.torch"),
     Format("tf-v2", "TensorFlow V2 (TensorBundle)", (".ckpt",), "converter.formats.tf_v2"),
     Format("tf-v1", "TensorFlow V1 (single file)", (), "converter.formats.tf_v1"),
+    Format("keras-h5", "Keras weights by layer (HDF5)", (".h5",), "converter.formats.keras_h5"),
     Format("npz", "NumPy (.npz; .npy to read)", (".npz",), "converter.formats.npz"),
 )
 

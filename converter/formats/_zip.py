@@ -345,14 +345,24 @@ class ZipWriter:
         self._end = layout.nbytes
         self.crcs: dict[str, int] = {}  # of the members written so far
 
-    def write(self, name: str, chunks: Iterable[NDArray[Any] | bytes]) -> None:
-        """Write a member as consecutive chunks; `TargetError` when their sum is not its size."""
+    def offset(self, name: str) -> int:
+        """Where a member's data start."""
+        return self._slots[name].offset
+
+    def write(
+        self, name: str, chunks: Iterable[NDArray[Any] | bytes], *, placed: bool = False
+    ) -> None:
+        """Write a member as consecutive chunks; `TargetError` when their sum is not its size.
+
+        `placed`: the chunks stand in the file already, and are only checksummed.
+        """
         slot = self._slots[name]
         crc = done = 0
         for chunk in chunks:
             data = raw(chunk)
             if done + data.nbytes <= slot.nbytes:
-                self._staged.write(slot.offset + done, data)
+                if not placed:
+                    self._staged.write(slot.offset + done, data)
                 crc = crc32(data, crc)
             done += data.nbytes
         if done != slot.nbytes:

@@ -388,7 +388,10 @@ class _Sink:
         meta = _meta_bytes(specs)
         self._table.add(b"", [meta], len(meta))
 
-    def write(self, name: str, chunks: Iterable[Array]) -> None:
+    def place(self, name: str) -> None:
+        """Nowhere: the values of a block come one after the other, for its checksum."""
+
+    def write(self, name: str, chunks: Iterable[Array], *, placed: bool = False) -> None:
         if name in self._waiting or name != self._next():
             self._waiting[name] = [chunk.copy() for chunk in chunks]
             return

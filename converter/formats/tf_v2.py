@@ -33,7 +33,7 @@ from converter.errors import (
     TargetError,
     context,
 )
-from converter.files import Checksum, File, Interim, Publication, Region, crc32c
+from converter.files import Checksum, File, Interim, Publication, Region, StagedFile, crc32c
 from converter.formats import Probe, _tf
 from converter.formats._protobuf import (
     FIXED32,
@@ -406,7 +406,12 @@ class _Sink:
         self._replaced = _data_files(index) if overwrite else []
         self._publication = Publication(self.files, overwrite=overwrite, nbytes=self._end)
 
-    def write(self, name: str, chunks: Iterable[Array]) -> None:
+    def place(self, name: str) -> tuple[StagedFile, int] | None:
+        """Where a tensor's elements lie; strings have no place before they are known."""
+        offset = self._offsets.get(name)
+        return None if offset is None else (self._publication.files[0], offset)
+
+    def write(self, name: str, chunks: Iterable[Array], *, placed: bool = False) -> None:
         """Take a tensor as consecutive 1-D C-order pieces."""
         spec = self._specs[name]
         with context(path=self.files[0], tensor=name):
@@ -419,7 +424,8 @@ class _Sink:
                 stored = in_memory_order(chunk, spec.dtype)
                 check_room(done + stored.nbytes, spec.nbytes)
                 crc = crc32c(stored, crc)
-                data.write(offset + done, stored)
+                if not placed:
+                    data.write(offset + done, stored)
                 done += stored.nbytes
             check_complete(done, spec.nbytes)
             self._written[name] = offset, done, crc

@@ -38,7 +38,7 @@ from converter.errors import (
     UnsupportedError,
     context,
 )
-from converter.files import File, Publication, Region
+from converter.files import File, Publication, Region, StagedFile
 from converter.formats import Probe
 from converter.formats._pickle import CONTAINERS, Pickler, Stub, StubObject, Table, Unpickler
 from converter.formats._pickle_numpy import NUMPY, NumpyArray, NumpyDtype
@@ -668,14 +668,21 @@ class _TorchSink:
             self.abort()
             raise
 
-    def write(self, name: str, chunks: Iterable[NDArray[Any]]) -> None:
+    def place(self, name: str) -> tuple[StagedFile, int] | None:
+        """Where a tensor's elements lie; nowhere, where two of them share a byte."""
+        if self._specs[name].dtype == _F4:
+            return None
+        return self._publication.files[0], self._zip.offset(f"{_ROOT}data/{self._keys[name]}")
+
+    def write(self, name: str, chunks: Iterable[NDArray[Any]], *, placed: bool = False) -> None:
         """Take a tensor as consecutive 1-D C-order pieces; of tied names, one is enough."""
         dtype = self._specs[name].dtype
         pieces = _checked(chunks, dtype)
         record = f"{_ROOT}data/{self._keys[name]}"
         before = self._zip.crcs.get(record)
         with context(tensor=name):
-            self._zip.write(record, _paired(pieces) if dtype == _F4 else pieces)
+            stored = _paired(pieces) if dtype == _F4 else pieces
+            self._zip.write(record, stored, placed=placed)
             if before not in (None, self._zip.crcs[record]):
                 raise TargetError("tied tensors came with different values")
 
