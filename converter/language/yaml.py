@@ -29,14 +29,17 @@ Path = tuple[str | int, ...]
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 32
 
-_INT = re.compile(r"[-+]?[0-9]{1,18}")
-_OTHER_INT = re.compile(r"0o([0-7]{1,20})|0x([0-9a-fA-F]{1,16})")
+MAX_DIGITS = 18  # of a whole number
+
+_INT = re.compile(r"[-+]?[0-9]+")
+_OTHER_INT = re.compile(r"0o([0-7]+)|0x([0-9a-fA-F]+)")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_REFUSED = re.compile("[^\t\n\r -~\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _WORDS: dict[str, Any] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
-    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf"), float("inf")),
+    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"), float("inf")),
     **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
     **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
 }
@@ -81,18 +84,27 @@ class Document:
 
 def load(text: str) -> Document:
     """Read one document; `YamlError` when it is not well formed."""
+    if refused := _REFUSED.search(text):
+        place = _end_of(text[: refused.start()])
+        raise YamlError(f"the character U+{ord(refused[0]):04X} is not allowed", place)
     if len(text.encode()) > MAX_BYTES:
         raise YamlError(f"larger than {MAX_BYTES} bytes", Span(1, 1, 1))
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         return _Builder(_checked(yaml.parse(text, Loader=loader))).document()
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+        mark, last = error.problem_mark or error.context_mark, _end_of(text)
+        place = Span(mark.line + 1, mark.column + 1, mark.column + 2) if mark else Span(1, 1, 1)
         message = error.problem or error.context or "not YAML"
-        raise YamlError(message, Span(line, column, column + 1)) from error
+        raise YamlError(message, place if place.line <= last.line else last) from error
     except yaml.YAMLError as error:
         raise YamlError(str(error).splitlines()[0], Span(1, 1, 1)) from error
+
+
+def _end_of(text: str) -> Span:
+    """The place after the last character."""
+    *lines, last = re.split("\r\n|[\n\r\x85\u2028\u2029]", text)
+    return Span(len(lines) + 1, len(last) + 1, len(last) + 2)
 
 
 def _checked(events: Iterator[Event]) -> Iterator[Event]:
@@ -171,9 +183,14 @@ def _scalar(event: ScalarEvent) -> Any:
         return text
     if text in _WORDS:
         return _WORDS[text]
+    other = _OTHER_INT.fullmatch(text)
+    if (other or _INT.fullmatch(text)) and len(text.lstrip("+-0ox")) > MAX_DIGITS:
+        raise YamlError(
+            f"a number of more than {MAX_DIGITS} digits", _span(event), "put it in quotes"
+        )
     if _INT.fullmatch(text):
         return int(text)
-    if other := _OTHER_INT.fullmatch(text):
+    if other:
         return int(other[1], 8) if other[1] else int(other[2], 16)
     if _FLOAT.fullmatch(text):
         return float(text)
