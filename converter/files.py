@@ -651,12 +651,14 @@ def _sweep(targets: Sequence[Path]) -> None:
 def _dead(path: Path) -> Iterator[None]:
     """Hold the lock of a temporary file; `OSError` when its writer lives or cannot be told dead."""
     with contextlib.ExitStack() as stack:
-        first, second = (system.open(path, os.O_RDWR | os.O_NOFOLLOW) for _ in range(2))
-        stack.callback(system.close, first)
-        stack.callback(system.close, second)
+        locked = []
+        for _ in range(2):
+            fd = system.open(path, os.O_RDWR | os.O_NOFOLLOW)
+            stack.callback(system.close, fd)
+            locked.append(system.lock(fd))
         # A second lock that succeeds, too, shows that this file system's locks mean nothing.
-        if not system.lock(first) or system.lock(second):
+        if locked != [True, False]:
             raise BlockingIOError(errno.EWOULDBLOCK, "in use")
-        if not os.path.samestat(os.fstat(first), path.lstat()):
+        if not os.path.samestat(os.fstat(fd), path.lstat()):
             raise FileNotFoundError(errno.ENOENT, "gone")
         yield

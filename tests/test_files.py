@@ -807,6 +807,26 @@ def test_without_locks_nobody_is_declared_dead(
     assert listing(tmp_path) == {"m": b""}
 
 
+@pytest.mark.parametrize("again", [True, False])
+def test_a_temporary_file_published_while_it_is_looked_at(
+    again: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / ".m.0123456789abcdef.tmp"
+    path.write_bytes(b"published")
+
+    class Published(files.System):
+        def lock(self, fd: int) -> bool:
+            if not (tmp_path / "m").exists():
+                path.rename(tmp_path / "m")
+                if again:
+                    path.write_bytes(b"another")
+            return super().lock(fd)
+
+    use(monkeypatch, Published())
+    files._sweep([tmp_path / "m"])
+    assert listing(tmp_path) == {"m": b"published"} | ({path.name: b"another"} if again else {})
+
+
 def test_locks_that_are_not_supported(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def flock(fd: int, operation: int) -> None:
         raise OSError(errno.ENOLCK, "no locks")

@@ -377,10 +377,11 @@ class _Sink:
             self._missing.discard(name)
             return
         spec, offset, end = self._places[name]
-        for piece in _stored(spec.dtype, chunks):
-            if offset + piece.nbytes <= end:
-                self._staged.write(offset, piece)
-            offset += piece.nbytes
+        with context(path=self.files[0], tensor=name):
+            for piece in _stored(spec.dtype, chunks):
+                if offset + piece.nbytes <= end:
+                    self._staged.write(offset, piece)
+                offset += piece.nbytes
         if offset != end:
             raise TargetError(
                 "the pieces of a tensor do not add up",
@@ -452,4 +453,4 @@ def _stored(dtype: np.dtype[Any], chunks: Iterable[NDArray[Any]]) -> Iterator[ND
         rest = flat[even:]  # a piece may end within a byte
         yield flat[0:even:2] & 15 | flat[1:even:2] << 4
     if rest.size:
-        yield rest
+        raise TargetError("the pieces of a tensor do not add up to whole bytes")

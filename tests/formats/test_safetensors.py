@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import gc
 import json
 import struct
 import time
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 from conformance import Array, Arrays, OracleConformance, differences, make, read
 
-from converter import formats
+from converter import files, formats
 from converter.errors import (
     CorruptFileError,
     LimitError,
@@ -322,6 +324,35 @@ def test_a_name_like_a_path_is_a_name(tmp_path: Path) -> None:  # st_path_name
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
+def test_an_unknown_dtype_must_tile_too(tmp_path: Path) -> None:
+    header = {"a": entry([2], 0, 2), "b": entry([1], 2, 1, "I2"), "c": entry([1], 1, 2)}
+    (tmp_path / "m").write_bytes(raw(header, b"12"))
+    with pytest.raises(CorruptFileError, match=r"not a range|overlaps"):
+        formats.open_checkpoint(tmp_path / "m")
+    (tmp_path / "m").write_bytes(raw({"b": entry([1], 0, -1, "I2")}))
+    with pytest.raises(CorruptFileError, match="not a natural number"):
+        formats.open_checkpoint(tmp_path / "m")
+    (tmp_path / "m").write_bytes(raw({"a": entry([2], 0, 2), "b": entry([1], 2, 1, "I2")}, b"12"))
+    with pytest.raises(CorruptFileError, match="not a range"):
+        formats.open_checkpoint(tmp_path / "m")
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_is_left_as_it_was(enabled: bool, tmp_path: Path) -> None:
+    saved(tmp_path / "m", {})
+    (tmp_path / "wrong").write_bytes(WRONG["st_nan"][0])
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        formats.open_checkpoint(tmp_path / "m").close()
+        assert gc.isenabled() == enabled
+        with pytest.raises(CorruptFileError, match="not JSON"):
+            formats.open_checkpoint(tmp_path / "wrong")
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()
+
+
 def test_extra_fields_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "m").write_bytes(raw({"a": {**entry([1], 0, 1), "x": [{}]}}, b"1"))
     assert read(tmp_path / "m")["a"].tolist() == [ord("1")]
@@ -361,6 +392,7 @@ def test_many_tensors_open_quickly(tmp_path: Path) -> None:  # st_million_empty,
         opened = time.process_time()
         assert checkpoint["model.layers.77777.weight"].spec == TensorSpec((0, 3), np.dtype("u1"))
         assert len(checkpoint) == 100_000
+        assert "model.layers.100000.weight" not in checkpoint
     assert opened - parsed < 6 * (parsed - start) + 0.2
 
 
@@ -412,6 +444,36 @@ def test_tied_names_are_each_written(tmp_path: Path) -> None:
     array = make("float32", (3,))
     saved(tmp_path / "m", {"a": array, "b": array}, ties=(("a", "b"),))
     assert differences(read(tmp_path / "m"), {"a": array, "b": array}) == []
+
+
+def test_four_bit_pieces_that_do_not_add_up(tmp_path: Path) -> None:
+    dtype = np.dtype(ml_dtypes.float4_e2m1fn)
+    for count in (1, 2, 3, 5, 6):
+        sink = formats.create(
+            tmp_path / "m", formats.named("safetensors"), {"t": TensorSpec((4,), dtype)}
+        )
+        with pytest.raises(TargetError, match=r"do not add up.*'t'"):
+            sink.write("t", [make("float4_e2m1fn", (count,))])
+        sink.abort()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_many_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safetensors, "MAX_HEADER", 2000)
+    with pytest.raises(UnrepresentableError, match=r"do not fit into a header"):
+        saved(tmp_path / "m", {str(i): np.float32(i) for i in range(50)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_at_the_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(files.System):
+        def write(self, fd: int, data: memoryview, offset: int) -> int:
+            raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(files, "system", Full())
+    with pytest.raises(NoSpaceError, match="writing failed: full"):
+        saved(tmp_path / "m", {})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_space(tmp_path: Path) -> None:
