@@ -24,7 +24,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -198,8 +198,7 @@ def crc32(data: Array | bytes, crc: int = 0) -> int:
     return zlib.crc32(data if isinstance(data, bytes) else _bytes_of(data).data, crc)
 
 
-@dataclass(frozen=True, slots=True)
-class Checksum:
+class Checksum(NamedTuple):
     """A stored checksum and the byte range of the file that it covers.
 
     `initial` is the checksum of what it covers before that range.

@@ -19,9 +19,8 @@ import operator
 import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -182,8 +181,7 @@ class Elementwise:
         _fill(self.view, start, out, (self.apply,))
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(NamedTuple):
     """A tensor as strides over a storage; it reads nothing until it is asked for elements.
 
     `offset` is the element of the storage at index (0, …, 0). An axis is the C-order product of
@@ -244,7 +242,7 @@ class View:
         """Axes in a new order, as in `numpy.transpose`; ValueError when not a permutation."""
         if sorted(order) != list(range(self.ndim)):
             raise ValueError(f"{tuple(order)} is not an order of {self.ndim} axes")
-        return replace(self, axes=tuple(self.axes[axis] for axis in order))
+        return self._replace(axes=tuple(self.axes[axis] for axis in order))
 
     def reshape(self, shape: Sequence[int]) -> View:
         """The same elements in C order as another shape; ValueError when the sizes differ.
@@ -256,7 +254,7 @@ class View:
         if self.size:
             found = _through(self.factors, 0, zip(shape, _steps(shape), strict=True))
             if found:
-                return replace(self, axes=tuple(_merged(axis) for axis in found[1]))
+                return self._replace(axes=tuple(_merged(axis) for axis in found[1]))
         return View.over(self, shape)
 
     def flip(self, axis: int) -> View:
@@ -285,7 +283,7 @@ class View:
         if dtype == self.dtype:
             return self
         first = self.dtype == self.storage.dtype
-        return replace(self if first else View.over(self, self.shape), dtype=dtype)
+        return (self if first else View.over(self, self.shape))._replace(dtype=dtype)
 
     def numpy(self) -> Array:
         """The elements as a C-contiguous array; a read-only view where they lie in memory so."""
@@ -347,7 +345,7 @@ class View:
                 Box(start, 1, min(step, self.size - start), 0, self)
                 for start in range(0, self.size, step)
             ]
-        flat = replace(self, axes=tuple((factor,) for factor in self.factors))
+        flat = self._replace(axes=tuple((factor,) for factor in self.factors))
         rows, inner, pitch = math.prod(sizes[:cut]), steps[cut], steps[cut - 1]
         return [
             Box(at * inner, rows, (stop - at) * inner, pitch, flat.take(cut, at, stop))
@@ -382,11 +380,10 @@ class View:
 
     def _with(self, axis: int, factors: Factors, offset: int) -> View:
         axes = (*self.axes[:axis], factors, *self.axes[axis + 1 :])
-        return replace(self, axes=axes, offset=offset)
+        return self._replace(axes=axes, offset=offset)
 
 
-@dataclass(frozen=True, slots=True)
-class Box:
+class Box(NamedTuple):
     """A part of a view: `rows` rows of `length` elements in C order.
 
     Row r is the flat range [start + r * pitch, start + r * pitch + length) of the whole view.
@@ -520,8 +517,7 @@ def _through(
 # ── the kernel ───────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True)
-class _Box:
+class _Box(NamedTuple):
     """A strided box of a storage, on its way through functions and casts into `target`.
 
     The axes are in the order of the source: positive strides, the largest first.
@@ -592,7 +588,7 @@ def _copy_expanded(box: _Box) -> None:
     repeats = len(box.strides) - kept
     first: tuple[Any, ...] = (..., *[slice(1)] * repeats)
     once = box.target[first]
-    _copy(replace(box, strides=(*box.strides[:kept], *[1] * repeats), target=once))
+    _copy(box._replace(strides=(*box.strides[:kept], *[1] * repeats), target=once))
     _move(box.target, once)
 
 
@@ -604,10 +600,10 @@ def _copy_joined(box: _Box, joined: Joined) -> None:
         view, start, end = joined.piece(offset)
         count = min(len(target), (end - width - offset) // step + 1)
         if count > 0:
-            part = replace(box, storage=view, offset=offset - start, target=target[:count])
+            part = box._replace(storage=view, offset=offset - start, target=target[:count])
         else:  # the first index lies across the end: cut its inner axes
             count = 1
-            part = replace(box, offset=offset, strides=tuple(inner), target=target[0])
+            part = box._replace(offset=offset, strides=tuple(inner), target=target[0])
         _copy(part)
         offset, target = offset + count * step, target[count:]
 
@@ -629,7 +625,7 @@ def _copy_blocks(box: _Box) -> None:
         counts = tuple(map(operator.floordiv, part.shape, cell))
         grid = scratch[tuple(map(slice, (*counts, *cell)))]
         strides = (*map(operator.mul, box.strides, cell), *box.strides)
-        buffer = _gather(replace(box, offset=offset, strides=strides, target=grid), buffer)
+        buffer = _gather(box._replace(offset=offset, strides=strides, target=grid), buffer)
         for at in itertools.product(*map(range, counts)):
             corner = (slice(i * n, i * n + n) for i, n in zip(at, cell, strict=True))
             _move(part[tuple(corner)], grid[at])
@@ -645,7 +641,7 @@ def _copy_runs(box: _Box, inward: Sequence[int]) -> None:
         tile = _tile(tile, inward, TILE // 8 // size, TILE // size)
     buffer = np.empty(0, box.storage.dtype)
     for cut, offset in _cuts(box, tile, tile):
-        buffer = _gather(replace(box, offset=offset, target=target[cut]), buffer)
+        buffer = _gather(box._replace(offset=offset, target=target[cut]), buffer)
 
 
 def _gather(box: _Box, buffer: Array) -> Array:
@@ -659,7 +655,7 @@ def _gather(box: _Box, buffer: Array) -> Array:
         return buffer
     direct, span, block = False, 0, buffer[:0]
     run = _run(target.shape, strides, storage.dtype.itemsize)
-    for cut, start in _cuts(replace(box, strides=strides, target=target), run, (1,) * len(run)):
+    for cut, start in _cuts(box._replace(strides=strides, target=target), run, (1,) * len(run)):
         row = target[cut]
         if row.shape != block.shape:  # all but the last ones are alike
             span = 1 + sum((n - 1) * step for n, step in zip(row.shape, strides, strict=True))

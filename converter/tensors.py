@@ -62,8 +62,7 @@ def dtype_of(name: str) -> np.dtype[Any]:
     return dtype
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
+class TensorSpec(NamedTuple):
     """What is known of a tensor before it is read."""
 
     shape: tuple[int, ...]
@@ -91,8 +90,7 @@ class Extent(NamedTuple):
     nbytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(NamedTuple):
     """A tensor of a checkpoint: its spec at once, its values when asked."""
 
     view: View

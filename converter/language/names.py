@@ -22,7 +22,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Kind = Literal["int", "word", "path", "choice"]
 Value = int | str
@@ -48,14 +48,14 @@ class TemplateError(ValueError):
         self.hint = hint
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Table:
     """A bijection from keys (one or several values) to texts."""
 
     name: str
     entries: Mapping[tuple[str, ...], str]
 
-    @property
+    @cached_property
     def backward(self) -> dict[str, tuple[str, ...]]:
         """Text to key."""
         return {text: key for key, text in self.entries.items()}
@@ -66,15 +66,13 @@ class Table:
         return len(next(iter(self.entries)))
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(NamedTuple):
     """Text that stands for itself."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
-class Hole:
+class Hole(NamedTuple):
     """A captured part of a name."""
 
     name: str
@@ -115,8 +113,7 @@ class Hole:
         return str(value)
 
 
-@dataclass(frozen=True, slots=True)
-class Lookup:
+class Lookup(NamedTuple):
     """A table's text for the values of some holes."""
 
     table: Table
@@ -176,6 +173,17 @@ class Template:
             token.keys if isinstance(token, Lookup) else (token.name,) for token in self.variables
         )
         return frozenset(name for group in names for name in group)
+
+    @cached_property
+    def kinds(self) -> dict[str, Kind | None]:
+        """What each hole is."""
+        found: dict[str, Kind | None] = {}
+        for token in self.variables:
+            if isinstance(token, Lookup):
+                found |= zip(token.keys, token.kinds, strict=True)
+            else:
+                found[token.name] = token.kind
+        return found
 
     @cached_property
     def prefix(self) -> str:

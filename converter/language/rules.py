@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from converter.errors import Diagnostic, IrreversibleError, MappingError, Severity
 from converter.language.names import Selector, Template
 from converter.ops import Op
+from converter.ops.pieces import Concat
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """Where something stands; lines and columns count from 1, 0 is unknown."""
 
     path: Path | None = None
@@ -63,8 +63,25 @@ class Rule:
         """The holes of all targets."""
         return frozenset[str]().union(*(template.holes for template in self.targets))
 
+    @cached_property
+    def gathered(self) -> list[str]:
+        """Holes of the sources alone: all that differ in them become one target."""
+        holes = frozenset[str]().union(*(template.holes for template in self.sources))
+        return sorted(holes - self.target_holes)
+
+    @cached_property
+    def scattered(self) -> list[str]:
+        """Holes of the targets alone: they number what one source becomes."""
+        return sorted(self.target_holes.difference(*(template.holes for template in self.sources)))
+
     def inverse(self) -> Rule:
-        """The rule of the way back; `IrreversibleError` when an op has none."""
+        """The rule of the way back; `IrreversibleError` when it or an op has none."""
+        if self.gathered and len(self.sources) > 1:
+            raise IrreversibleError("several sources are gathered at once")
+        if self.gathered and any(isinstance(op, Concat) and op.sizes is None for op in self.ops):
+            raise IrreversibleError(
+                "concat does not know how many sources it had", hint="give its `sizes`, or stack"
+            )
         return replace(
             self,
             sources=self.targets,
@@ -90,8 +107,7 @@ class Rule:
         return " -> ".join(sides)
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
+class Drop(NamedTuple):
     """Names that go nowhere, and why."""
 
     matches: Selector | Template
@@ -100,11 +116,10 @@ class Drop:
 
     def scoped(self, scope: str) -> Drop:
         """The same under a prefix."""
-        return replace(self, matches=self.matches.scoped(scope))
+        return self._replace(matches=self.matches.scoped(scope))
 
 
-@dataclass(frozen=True, slots=True)
-class Make:
+class Make(NamedTuple):
     """Targets that have no source: constants, one for each match of `each`, or one."""
 
     target: Template
@@ -118,7 +133,7 @@ class Make:
     def scoped(self, source: str, target: str) -> Make:
         """The same under a prefix on either side."""
         each = self.each.scoped(source) if self.each else None
-        return replace(self, target=self.target.scoped(target), each=each)
+        return self._replace(target=self.target.scoped(target), each=each)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from typing import NamedTuple
 
 from converter.errors import OpError
 from converter.ops.base import join
@@ -30,8 +30,7 @@ class NotationError(ValueError):
         self.offset = offset
 
 
-@dataclass(frozen=True, slots=True)
-class Pattern:
+class Pattern(NamedTuple):
     """A parsed `left -> right`."""
 
     left: tuple[Group, ...]
@@ -109,8 +108,7 @@ def _groups(text: str, offset: int) -> tuple[Group, ...]:  # noqa: C901 - a case
     return tuple(groups)
 
 
-@dataclass(frozen=True, slots=True)
-class Solved:
+class Solved(NamedTuple):
     """A pattern with every size known: split to `split`, permute by `order`, merge to `merged`."""
 
     axes: tuple[str, ...]
@@ -184,8 +182,7 @@ def _solve_group(
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Marked:
+class Marked(NamedTuple):
     """A parsed `h w [i] o`: axis names and which of them are marked."""
 
     axes: tuple[str, ...]
