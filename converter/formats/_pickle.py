@@ -29,9 +29,11 @@ A global that merely stands somewhere as a value is a `Stub`, and harmless.
 from __future__ import annotations
 
 import codecs
+import contextlib
+import gc
 import struct
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -46,7 +48,7 @@ from converter.errors import (
 
 MAX_OPCODES = 10_000_000
 MAX_DEPTH = 1_000  # of marks inside marks
-MAX_MEMO = 1_000_000
+MAX_MEMO = 2_000_000
 MAX_LINE = 1 << 20  # bytes of an argument in text
 MAX_INTEGER = 1024  # bytes
 MAX_DIGITS = 4096
@@ -79,6 +81,10 @@ class StubObject:
     def build(self, state: Any) -> None:
         """Take the state of BUILD.  Every description that may get one has this method."""
         self.state = state
+
+
+class EndsEarlyError(CorruptFileError):
+    """The pickle goes on after the bytes that there are."""
 
 
 Table = Mapping[str, Callable[..., Any] | None]  # by "module.name"; None: record the call
@@ -215,12 +221,13 @@ class Unpickler:
         position: int = 0,
         where: str = "the pickle",
     ) -> None:
+        self.data = data
         self.position = position
         self.stack: list[Any] = []
         self.memo: dict[int, Any] = {}
         self.persistent = persistent
-        self._data = data
         self._table = table
+        self._makers: dict[int, Callable[..., Any]] = {}  # by the id of a stub: all stubs live on
         self._where = where
         self._opcode = position  # where the current opcode starts
         self._outer: list[list[Any]] = []  # the stacks below the marks
@@ -234,16 +241,11 @@ class Unpickler:
         Raises `CorruptFileError`, `LimitError` or `UnsafeContentError`, with the byte offset.
         """
         try:
-            for _ in range(MAX_OPCODES):
-                self._opcode = at = self.position
-                code = self._data[at : at + 1]
-                self.position = at + 1
-                if code == b".":
-                    return self.stack.pop()
-                _OPCODES[code](self)
+            with no_collections():
+                return self._run()
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             # An empty stack, an unknown opcode or memo, text that is not UTF-8, a list as a key.
-            if self._opcode >= len(self._data):
+            if self.position >= len(self.data) and self.data[self._opcode :] != b".":
                 raise self.short() from error
             raise CorruptFileError(
                 f"{self._where} is broken: {type(error).__name__}: {str(error)[:200]}",
@@ -252,6 +254,16 @@ class Unpickler:
         except ConverterError as error:
             error.offset = self._opcode if error.offset is None else error.offset
             raise
+
+    def _run(self) -> Any:
+        data, handlers = self.data, _HANDLERS
+        for _ in range(MAX_OPCODES):
+            self._opcode = at = self.position
+            self.position = at + 1
+            code = data[at]
+            if code == _STOP:
+                return self.stack.pop()
+            handlers[code](self)
         raise self.limit(f"{MAX_OPCODES} opcodes")
 
     # What opcodes are made of.
@@ -259,7 +271,7 @@ class Unpickler:
     def take(self, nbytes: int) -> bytes:
         """The next bytes of the pickle."""
         stop = self.position + nbytes
-        data = self._data[self.position : stop]
+        data = self.data[self.position : stop]
         if len(data) != nbytes:
             raise self.short()
         self.position = stop
@@ -267,13 +279,17 @@ class Unpickler:
 
     def line(self) -> bytes:
         """The next bytes up to a line feed."""
-        stop = self._data.find(b"\n", self.position, self.position + MAX_LINE)
+        stop = self.data.find(b"\n", self.position, self.position + MAX_LINE)
         if stop < 0:
             raise CorruptFileError(f"a line of {self._where} does not end", offset=self._opcode)
         return self.take(stop + 1 - self.position)[:-1]
 
+    def natural(self, nbytes: int) -> int:
+        """The next number, unsigned."""
+        return int.from_bytes(self.take(nbytes), "little")
+
     def unpack(self, layout: struct.Struct) -> Any:
-        """The next number."""
+        """The next number of another kind."""
         (value,) = layout.unpack(self.take(layout.size))
         return value
 
@@ -307,15 +323,18 @@ class Unpickler:
         """What a call of a global stands for; see the docstring of the module."""
         if not isinstance(args, tuple):
             raise TypeError("arguments that are not a tuple")
-        if not isinstance(function, Stub):
-            raise self.unsafe("call", function)
-        make = self._table.get(str(function))
-        if make is not None:
-            self._charge(args)
-            return make(*args)
-        if str(function) in self._table or _looks_like_data(function, new=new):
-            return StubObject(function, args)
-        raise self.unsafe("call", function)
+        make = self._makers.get(id(function))
+        if make is None:
+            if not isinstance(function, Stub):
+                raise self.unsafe("call", function)
+            make = self._table.get(str(function))
+            if make is None:
+                if str(function) in self._table or _looks_like_data(function, new=new):
+                    return StubObject(function, args)
+                raise self.unsafe("call", function)
+            self._makers[id(function)] = make
+        self._charge(args)
+        return make(*args)
 
     def set_items(self, target: Any, flat: list[Any]) -> None:
         """Put keys and values, alternating, into a dictionary or an object."""
@@ -351,9 +370,9 @@ class Unpickler:
         self._count_odd(values)
         return frozenset(values)
 
-    def short(self) -> CorruptFileError:
+    def short(self) -> EndsEarlyError:
         """The error for a pickle that ends too early."""
-        return CorruptFileError(f"{self._where} ends early", offset=self._opcode)
+        return EndsEarlyError(f"{self._where} ends early", offset=self._opcode)
 
     def limit(self, what: str) -> LimitError:
         """The error for a pickle that is too large in some way."""
@@ -369,22 +388,118 @@ class Unpickler:
         )
 
     def _count_odd(self, keys: Iterable[Any]) -> None:
-        self._odd_keys += sum(map(_is_odd, keys))
+        self._odd_keys += sum(_is_odd(key) for key in keys if type(key) is not str)
         if self._odd_keys > MAX_ODD_KEYS:
             raise self.limit(f"{MAX_ODD_KEYS} keys that are neither text nor small integers")
 
     def _charge(self, args: tuple[Any, ...]) -> None:
         """Constructors copy their arguments: few opcodes must not make many large copies."""
-        sized = (list, tuple, dict, set, frozenset, str, bytes)
-        self._copies -= sum(len(value) for value in args if isinstance(value, sized))
+        for value in args:
+            if type(value) in _SIZED:
+                self._copies -= len(value)
         if self._copies < 0:
             raise self.limit("a few copies of itself")
 
 
+@contextlib.contextmanager
+def no_collections() -> Iterator[None]:
+    """Spare a large header the garbage collector: it finds nothing, and costs as much again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 Opcode = Callable[[Unpickler], Any]
 
-_U8, _U16, _U32, _U64 = map(struct.Struct, ("<B", "<H", "<I", "<Q"))
+_STOP = ord(".")
+_SIZED = frozenset({list, tuple, dict, set, frozenset, str, bytes})
 _I32, _F64 = struct.Struct("<i"), struct.Struct(">d")
+
+
+# The opcodes of which a tensor has many.
+
+
+def _constant(value: Any) -> Opcode:
+    def run(machine: Unpickler) -> None:
+        machine.stack.append(value)
+
+    return run
+
+
+def _two_bytes(machine: Unpickler) -> None:
+    at = machine.position
+    machine.position = at + 2  # beyond the end, the next opcode is missing
+    machine.stack.append(int.from_bytes(machine.data[at : at + 2], "little"))
+
+
+def _byte(machine: Unpickler) -> None:
+    machine.stack.append(machine.data[machine.position])
+    machine.position += 1
+
+
+def _text(nbytes: int) -> Opcode:
+    def run(machine: Unpickler) -> None:
+        start = machine.position + nbytes
+        stop = start + int.from_bytes(machine.data[machine.position : start], "little")
+        if stop > len(machine.data):
+            raise machine.short()
+        machine.stack.append(str(machine.data[start:stop], "utf-8", "surrogatepass"))
+        machine.position = stop
+
+    return run
+
+
+def _put(machine: Unpickler) -> None:
+    machine.put(machine.data[machine.position])
+    machine.position += 1
+
+
+def _get(machine: Unpickler) -> None:
+    machine.stack.append(machine.memo[machine.data[machine.position]])
+    machine.position += 1
+
+
+def _put_far(machine: Unpickler) -> None:
+    at = machine.position
+    machine.position = at + 4
+    machine.put(int.from_bytes(machine.data[at : at + 4], "little"))
+
+
+def _get_far(machine: Unpickler) -> None:
+    at = machine.position
+    machine.position = at + 4
+    machine.stack.append(machine.memo[int.from_bytes(machine.data[at : at + 4], "little")])
+
+
+def _pair(machine: Unpickler) -> None:
+    last = machine.stack.pop()
+    machine.stack[-1] = (machine.stack[-1], last)
+
+
+def _tuple_of(size: int) -> Opcode:
+    def run(machine: Unpickler) -> None:
+        if len(machine.stack) < size:
+            raise IndexError("pop from an empty stack")
+        machine.stack[-size:] = [tuple(machine.stack[-size:])]
+
+    return run
+
+
+def _tuple(machine: Unpickler) -> None:
+    made = tuple(machine.pop_mark())
+    machine.stack.append(made)
+
+
+def _reduce(machine: Unpickler) -> None:
+    args, function = machine.stack.pop(), machine.stack.pop()
+    machine.stack.append(machine.call(function, args))
+
+
+# The others.
 
 
 def _push(make: Opcode) -> Opcode:
@@ -395,23 +510,15 @@ def _push(make: Opcode) -> Opcode:
     return run
 
 
-def _number(layout: struct.Struct) -> Opcode:
-    return _push(lambda machine: machine.unpack(layout))
+def _bytes_of(nbytes: int, decode: Callable[[bytes], Any] = bytes) -> Opcode:
+    return _push(lambda machine: decode(machine.take(machine.natural(nbytes))))
 
 
-def _counted(layout: struct.Struct, decode: Callable[[bytes], Any]) -> Opcode:
-    return _push(lambda machine: decode(machine.take(_size(machine, layout))))
-
-
-def _size(machine: Unpickler, layout: struct.Struct) -> int:
-    size: int = machine.unpack(layout)
+def _size(machine: Unpickler) -> int:
+    size: int = machine.unpack(_I32)
     if size < 0:
         raise ValueError("a negative size")
     return size
-
-
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogatepass")
 
 
 def _old_text(data: bytes) -> str | bytes:
@@ -427,14 +534,10 @@ def _quoted(machine: Unpickler) -> str | bytes:
     return _old_text(data)
 
 
-def _long(layout: struct.Struct) -> Opcode:
-    def read(machine: Unpickler) -> int:
-        size = _size(machine, layout)
-        if size > MAX_INTEGER:
-            raise machine.limit(f"{MAX_INTEGER} bytes in an integer")
-        return int.from_bytes(machine.take(size), "little", signed=True)
-
-    return _push(read)
+def _long(machine: Unpickler, size: int) -> int:
+    if size > MAX_INTEGER:
+        raise machine.limit(f"{MAX_INTEGER} bytes in an integer")
+    return int.from_bytes(machine.take(size), "little", signed=True)
 
 
 def _line_integer(machine: Unpickler) -> int:
@@ -445,18 +548,9 @@ def _line_integer(machine: Unpickler) -> int:
 
 
 def _protocol(machine: Unpickler) -> None:
-    protocol = machine.unpack(_U8)
+    protocol = machine.natural(1)
     if protocol > 5:  # noqa: PLR2004
         raise UnsupportedError(f"pickle protocol {protocol}", offset=machine.position)
-
-
-def _tuple(size: int) -> Opcode:
-    def run(machine: Unpickler) -> None:
-        if len(machine.stack) < size:
-            raise IndexError("pop from an empty stack")
-        machine.stack[-size:] = [tuple(machine.stack[-size:])]
-
-    return run
 
 
 def _pop(machine: Unpickler) -> None:
@@ -503,14 +597,13 @@ def _persistent(machine: Unpickler, key: Any) -> Any:
     return machine.persistent(key)
 
 
+def _persistent_id(machine: Unpickler) -> None:
+    machine.stack[-1] = _persistent(machine, machine.stack[-1])
+
+
 def _stack_global(machine: Unpickler) -> Stub:
     name, module = machine.stack.pop(), machine.stack.pop()
     return machine.stub(module, name)
-
-
-def _reduce(machine: Unpickler) -> Any:
-    args, function = machine.stack.pop(), machine.stack.pop()
-    return machine.call(function, args)
 
 
 def _new_object(machine: Unpickler) -> Any:
@@ -535,42 +628,42 @@ def _object(machine: Unpickler) -> Any:
 
 _OPCODES: Mapping[bytes, Opcode] = {
     # constants and numbers
-    b"N": _push(lambda _: None),
-    b"\x88": _push(lambda _: True),
-    b"\x89": _push(lambda _: False),
+    b"N": _constant(None),
+    b"\x88": _constant(True),
+    b"\x89": _constant(False),
     b"I": _push(_line_integer),
     b"L": _push(_line_integer),
     b"F": _push(lambda machine: float(machine.line())),
-    b"J": _number(_I32),
-    b"K": _number(_U8),
-    b"M": _number(_U16),
-    b"G": _number(_F64),
-    b"\x8a": _long(_U8),
-    b"\x8b": _long(_I32),
+    b"J": _push(lambda machine: machine.unpack(_I32)),
+    b"K": _byte,
+    b"M": _two_bytes,
+    b"G": _push(lambda machine: machine.unpack(_F64)),
+    b"\x8a": _push(lambda machine: _long(machine, machine.natural(1))),
+    b"\x8b": _push(lambda machine: _long(machine, _size(machine))),
     # text and bytes
     b"S": _push(_quoted),
-    b"T": _counted(_I32, _old_text),
-    b"U": _counted(_U8, _old_text),
+    b"T": _push(lambda machine: _old_text(machine.take(_size(machine)))),
+    b"U": _bytes_of(1, _old_text),
     b"V": _push(lambda machine: machine.line().decode("raw-unicode-escape")),
-    b"X": _counted(_U32, _text),
-    b"\x8c": _counted(_U8, _text),
-    b"\x8d": _counted(_U64, _text),
-    b"B": _counted(_U32, bytes),
-    b"C": _counted(_U8, bytes),
-    b"\x8e": _counted(_U64, bytes),
-    b"\x96": _counted(_U64, bytes),
+    b"X": _text(4),
+    b"\x8c": _text(1),
+    b"\x8d": _text(8),
+    b"B": _bytes_of(4),
+    b"C": _bytes_of(1),
+    b"\x8e": _bytes_of(8),
+    b"\x96": _bytes_of(8),
     # containers
-    b")": _push(lambda _: ()),
+    b")": _constant(()),
     b"]": _push(lambda _: []),
     b"}": _push(lambda _: {}),
     b"\x8f": _push(lambda _: set()),
-    b"t": _push(lambda machine: tuple(machine.pop_mark())),
+    b"t": _tuple,
     b"l": _push(lambda machine: machine.pop_mark()),
     b"d": _push(_dictionary),
     b"\x91": _push(lambda machine: machine.frozen(machine.pop_mark())),
-    b"\x85": _tuple(1),
-    b"\x86": _tuple(2),
-    b"\x87": _tuple(3),
+    b"\x85": _tuple_of(1),
+    b"\x86": _pair,
+    b"\x87": _tuple_of(3),
     b"a": _append,
     b"e": _extend,
     b"\x90": _extend,
@@ -582,27 +675,34 @@ _OPCODES: Mapping[bytes, Opcode] = {
     b"1": Unpickler.pop_mark,
     b"2": _push(lambda machine: machine.stack[-1]),
     b"p": lambda machine: machine.put(int(machine.line())),
-    b"q": lambda machine: machine.put(machine.unpack(_U8)),
-    b"r": lambda machine: machine.put(machine.unpack(_U32)),
+    b"q": _put,
+    b"r": _put_far,
     b"\x94": lambda machine: machine.put(len(machine.memo)),
     b"g": _push(lambda machine: machine.memo[int(machine.line())]),
-    b"h": _push(lambda machine: machine.memo[machine.unpack(_U8)]),
-    b"j": _push(lambda machine: machine.memo[machine.unpack(_U32)]),
+    b"h": _get,
+    b"j": _get_far,
     # globals and objects
     b"c": _push(lambda machine: machine.stub(machine.line(), machine.line())),
     b"\x93": _push(_stack_global),
-    b"R": _push(_reduce),
+    b"R": _reduce,
     b"\x81": _push(_new_object),
     b"\x92": _push(_new_object_ex),
     b"i": _push(_instance),
     b"o": _push(_object),
     b"b": _build,
     b"P": _push(lambda machine: _persistent(machine, machine.line().decode())),
-    b"Q": _push(lambda machine: _persistent(machine, machine.stack.pop())),
+    b"Q": _persistent_id,
     # framing
     b"\x80": _protocol,
-    b"\x95": lambda machine: machine.unpack(_U64),
+    b"\x95": lambda machine: machine.take(8),
 }
+
+
+def _unknown(machine: Unpickler) -> None:
+    raise KeyError(machine.data[machine.position - 1 : machine.position])
+
+
+_HANDLERS = [_OPCODES.get(bytes([code]), _unknown) for code in range(256)]
 
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from converter.errors import CorruptFileError, LimitError, TargetError, UnsupportedError
 from converter.files import Checksum, File, StagedFile, crc32
 
-MAX_MEMBERS = 65_536
+MAX_MEMBERS = 300_000  # a checkpoint may have a hundred thousand tensors
 MAX_DIRECTORY = 100_000_000  # bytes, as safetensors bounds its header
 MAX_INFLATED = 64 << 20  # bytes of one compressed member
 MAX_RATIO = 1000  # of a compressed member's size to its stored size
@@ -46,11 +46,12 @@ _FIELD = struct.Struct("<2H")  # the head of an extra field
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF  # "see the zip64 record"
 _ENCRYPTED, _DESCRIPTOR, _UTF8 = 0x2041, 0x0008, 0x0800
 _ZIP64, _PADDING = 0x0001, 0x4246  # ids of extra fields; the second reads "FB", as torch pads
+_AHEAD = 64 << 10  # bytes of one read of local headers …
+_FEW = 16  # … when it gets at least so many of them
 _DATE = 0x0021  # 1980-01-01: the same input must give the same bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """A file in the archive: its data lie in [offset, offset + stored) of the archive's file."""
 
     name: str
@@ -102,13 +103,16 @@ def members(file: File, start: int = 0, stop: int | None = None) -> dict[str, Me
             "the zip directory is not where its end record says",
             hint="bytes were cut out or put in; a broken download is the usual cause",
         )
-    found: dict[str, Member] = {}
-    for member in _directory(file, start, end):
-        if member.name in found:
-            raise _corrupt(file, member.header, f"two zip members are named {member.name!r}")
+    entries = _directory(file, start, end)
+    for name, number in Counter(entry.name for entry in entries).items():
+        if number > 1:
+            raise _corrupt(file, end.limit, f"two zip members are named {name.decode('cp437')!r}")
+    found = {}
+    for entry, head, at in _local_headers(file, sorted(entries, key=_header), end.limit):
+        member = _member(file, entry, head, at)
         found[member.name] = member
     _check_apart(file, found.values(), start + end.offset)
-    return found
+    return {name: found[name] for name in map(_name, entries)}
 
 
 def read(file: File, member: Member, limit: int) -> bytes:
@@ -182,8 +186,9 @@ def _end64(file: File, start: int, plain: _End) -> _End | None:
     return wide
 
 
-def _directory(file: File, start: int, end: _End) -> Iterator[Member]:
+def _directory(file: File, start: int, end: _End) -> list[_Central]:
     data = file.read(start + end.offset, end.nbytes)
+    found = []
     at = 0
     for _ in range(end.members):
         if at + _CENTRAL.size > end.nbytes or not data.startswith(b"PK\x01\x02", at):
@@ -193,19 +198,37 @@ def _directory(file: File, start: int, end: _End) -> Iterator[Member]:
         name_size, extra_size, comment_size, disk, offset = *entry[10:14], entry[16]
         name_at = at + _CENTRAL.size
         extra_at = name_at + name_size
-        next_at = extra_at + extra_size + comment_size
-        if next_at > end.nbytes:
-            raise _corrupt(file, start + end.offset + at, "the zip directory ends early")
+        at = extra_at + extra_size + comment_size
+        if at > end.nbytes:
+            raise _corrupt(file, start + end.offset + name_at, "the zip directory ends early")
         if disk:
             raise UnsupportedError("a zip archive in several pieces", path=file.path)
-        raw = data[name_at:extra_at]
-        extra = data[extra_at : extra_at + extra_size]
-        size, stored, offset = _wide(file, extra, (size, stored, offset))
-        central = _Central(raw, flags, method, crc, stored, size, start + offset)
-        yield _member(file, central)
-        at = next_at
+        if _FULL32 in (size, stored, offset):
+            extra = data[extra_at : extra_at + extra_size]
+            size, stored, offset = _wide(file, extra, (size, stored, offset))
+        name = data[name_at:extra_at]
+        found.append(_Central(name, flags, method, crc, stored, size, start + offset))
     if at != end.nbytes:
         raise _corrupt(file, start + end.offset + at, "the zip directory has bytes too many")
+    return found
+
+
+def _local_headers(
+    file: File, entries: Sequence[_Central], stop: int
+) -> Iterator[tuple[_Central, bytes, int]]:
+    """Each entry, and where its local header is in which bytes; many in a read, if they are close.
+
+    The bytes may end within the name or the extra field.
+    """
+    data, base = b"", 0
+    for number, entry in enumerate(entries):
+        need = _LOCAL.size + len(entry.name) + 2 * ALIGNMENT
+        if entry.header + need > base + len(data):
+            later = entries[min(number + _FEW, len(entries) - 1)]
+            size = _AHEAD if later.header - entry.header < _AHEAD else need
+            base = entry.header
+            data = file.read(base, max(_LOCAL.size, min(size, stop - base)))
+        yield entry, data, entry.header - base
 
 
 def _wide(file: File, extra: bytes, values: tuple[int, ...]) -> tuple[int, ...]:
@@ -239,26 +262,41 @@ class _Central(NamedTuple):
     header: int
 
 
-def _member(file: File, entry: _Central) -> Member:
+def _header(entry: _Central) -> int:
+    return entry.header
+
+
+def _member(file: File, entry: _Central, head: bytes, at: int) -> Member:
     """Check an entry of the directory against the local header that it points to."""
-    local = file.read(entry.header, _LOCAL.size)
-    signature, _, flags, method, _, _, crc, *sizes, name_size, extra_size = _LOCAL.unpack(local)
-    if signature != b"PK\x03\x04":
+    if not head.startswith(b"PK\x03\x04", at) or at + _LOCAL.size > len(head):
         raise _corrupt(file, entry.header, "the zip directory points at something else")
-    rest = file.read(entry.header + _LOCAL.size, name_size + extra_size)
-    if (rest[:name_size], method) != (entry.name, entry.method):
+    local = _LOCAL.unpack_from(head, at)
+    flags, method, name_size, extra_size = local[2], local[3], local[9], local[10]
+    at += _LOCAL.size
+    if at + name_size + extra_size > len(head):
+        at, head = 0, file.read(entry.header + _LOCAL.size, name_size + extra_size)
+    if name_size != len(entry.name) or not head.startswith(entry.name, at) or method != entry[2]:
         raise _corrupt(file, entry.header, "a zip member has two names, or two methods")
-    stored, size = sizes
-    if _FULL32 in sizes:
-        size, stored = _wide(file, rest[name_size:], (size, stored))
-    later = flags & _DESCRIPTOR  # then crc and sizes follow the data, and may be 0 here
-    for here, there in ((crc, entry.crc), (stored, entry.stored), (size, entry.size)):
+    facts = local[6:9]  # crc and sizes
+    if _FULL32 in facts[1:]:
+        extra = head[at + name_size : at + name_size + extra_size]
+        size, stored = _wide(file, extra, (facts[2], facts[1]))
+        facts = (facts[0], stored, size)
+    if facts != entry[3:6]:
+        _check_facts(file, entry, facts, later=bool(flags & _DESCRIPTOR))
+    _check_method(file, entry, flags)
+    offset = entry.header + _LOCAL.size + name_size + extra_size
+    name = _name(entry)
+    if not name or "\0" in name:
+        raise _corrupt(file, entry.header, "the name of a zip member is empty or has a NUL")
+    return Member(name, method, offset, entry.stored, entry.size, entry.crc, entry.header)
+
+
+def _check_facts(file: File, entry: _Central, facts: Sequence[int], *, later: bool) -> None:
+    """Crc and sizes may be 0 in the local header when they follow the data."""
+    for here, there in zip(facts, entry[3:6], strict=True):
         if here != there and not (later and here == 0):
             raise _corrupt(file, entry.header, "the two headers of a zip member disagree")
-    _check_method(file, entry, flags)
-    offset = entry.header + len(local) + len(rest)
-    name = _name(file, entry)
-    return Member(name, method, offset, entry.stored, entry.size, entry.crc, entry.header)
 
 
 def _check_method(file: File, entry: _Central, flags: int) -> None:
@@ -273,14 +311,13 @@ def _check_method(file: File, entry: _Central, flags: int) -> None:
         raise UnsupportedError(f"a zip member {problem}", path=file.path, offset=entry.header)
 
 
-def _name(file: File, entry: _Central) -> str:
+def _name(entry: _Central) -> str:
     try:
-        name = entry.name.decode("utf-8" if entry.flags & _UTF8 else "cp437")
+        return entry.name.decode("utf-8" if entry.flags & _UTF8 else "cp437")
     except UnicodeDecodeError as error:
-        raise _corrupt(file, entry.header, "the name of a zip member is not UTF-8") from error
-    if not name or "\0" in name:
-        raise _corrupt(file, entry.header, "the name of a zip member is empty or has a NUL")
-    return name
+        raise CorruptFileError(
+            "the name of a zip member is not UTF-8", offset=entry.header
+        ) from error
 
 
 def _check_apart(file: File, found: Iterable[Member], directory: int) -> None:

@@ -336,7 +336,7 @@ HOSTILE = {
     "long": (b"\x8b\xff\xff\xff\x7f" + bytes(100), "1024 bytes in an integer"),
     "digits": (b"L" + b"9" * 5000 + b"L\n.", "4096 digits"),
     "marks": (b"(" * 500_000, "1000 marks"),
-    "memo": (b"N" + b"\x94" * 1_000_001 + b".", "1000000 remembered values"),
+    "memo": (b"N" + b"\x94" * 2_000_001 + b".", "2000000 remembered values"),
     "odd keys": (
         b"}("
         + b"".join(
