@@ -160,6 +160,8 @@ class Request:
     @staticmethod
     def selectors(texts: Sequence[str]) -> list[Selector]:
         """The patterns of an option; a usage error when one cannot be read."""
+        if not texts:
+            return []
         from converter.language.names import TemplateError, parse_selector
 
         try:

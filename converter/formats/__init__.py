@@ -12,9 +12,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from numpy.typing import NDArray
 
@@ -52,8 +51,7 @@ class Sink(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+class Probe(NamedTuple):
     """What sniffing may look at: the path and the two ends of the file (empty for a folder)."""
 
     path: Path
@@ -61,15 +59,25 @@ class Probe:
     tail: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
-    """A row of the table: where a format's code is and what it is for."""
+class Format(NamedTuple):
+    """A row of the table: where a format's code is and what it is for.
+
+    `marks` are bytes at offsets of which a file of the format has at least one, so that most
+    formats need not be imported to see that a file is none of theirs; () means ask.
+    """
 
     name: str
     title: str
     suffixes: tuple[str, ...]
     module: str
     writes: bool = True
+    marks: tuple[tuple[int, bytes], ...] = ()
+
+    def may_be(self, looked: Probe) -> bool:
+        """Whether the module should be asked."""
+        return not self.marks or any(
+            looked.head.startswith(mark, offset) for offset, mark in self.marks
+        )
 
     def load(self) -> Any:
         """The module; imported on first use."""
@@ -77,8 +85,20 @@ class Format:
 
 
 FORMATS = (
-    Format("safetensors", "safetensors", (".safetensors",), "converter.formats.safetensors"),
-    Format("torch", "PyTorch zip (torch.save)", (".pt", ".pth", ".bin"), "converter.formats.torch"),
+    Format(
+        "safetensors",
+        "safetensors",
+        (".safetensors",),
+        "converter.formats.safetensors",
+        marks=((8, b"{"),),
+    ),
+    Format(
+        "torch",
+        "PyTorch zip (torch.save)",
+        (".pt", ".pth", ".bin"),
+        "converter.formats.torch",
+        marks=((0, b"PK"), (0, b"\x80"), (257, b"ustar")),
+    ),
     Format("tf-v2", "TensorFlow V2 (TensorBundle)", (".ckpt",), "converter.formats.tf_v2"),
     Format("tf-v1", "TensorFlow V1 (single file)", (), "converter.formats.tf_v1"),
     Format("keras-h5", "Keras weights by layer (HDF5)", (".h5",), "converter.formats.keras_h5"),
@@ -105,7 +125,7 @@ def recognise(path: Path) -> Format:
     """
     looked = probe(path)
     for row in FORMATS:
-        if row.load().recognise(looked):
+        if row.may_be(looked) and row.load().recognise(looked):
             return row
     if not path.exists():
         raise NotFoundError("no such file, folder or TensorFlow prefix", path=path)
