@@ -17,7 +17,7 @@ import sys
 import numpy as np
 import pytest
 
-from converter import files
+from converter import files, formats
 from tests import vgg16
 from tests.cli import checkpoints
 from tests.cli.checkpoints import DATA, FC6, MAPPING
@@ -303,12 +303,14 @@ def test_no_such_file(refused):
 
 def test_an_unknown_suffix(refused):
     text = refused(2, "convert", "slim.ckpt", "out.weights")
-    says(text, "out.weights", "expected: .safetensors, .pt, .pth, .bin, .ckpt", "--to")
+    suffixes = [suffix for row in formats.FORMATS for suffix in row.suffixes]
+    says(text, "out.weights", f"expected: {', '.join(suffixes)}", "--to")
 
 
 def test_an_unknown_format(refused):
     text = refused(2, "convert", "slim.ckpt", "out", "--to", "caffe")
-    says(text, "--to", "'caffe' is none of safetensors, torch, tf-v2, tf-v1")
+    names = [row.name for row in formats.FORMATS]
+    says(text, "--to", f"'caffe' is none of {', '.join(names)}")
 
 
 @pytest.mark.parametrize("target", ["slim.pt", "slim.safetensors", "slim-v2.ckpt", "trained.ckpt"])
