@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from converter.ops import OPS
-from converter.tensors import dtype_of
+from converter.ops.values import constant, numeric
 
+Size = Annotated[int, Field(ge=1)]
 Contract = dict[str, str | int | float | bool | list[str | int | float]]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)  # "yes" is no boolean
 
 
 class Side(_Model):
@@ -32,7 +33,7 @@ class RuleModel(_Model):
     source: str | list[str] = Field(description="a name template, or several")
     target: str | list[str] = Field(description="a name template, or several")
     ops: list[dict[str, Any]] = Field(default_factory=list, description="applied in this order")
-    sizes: dict[str, int] = Field(default_factory=dict, description="sizes of axes in this rule")
+    sizes: dict[str, Size] = Field(default_factory=dict, description="sizes of axes in this rule")
     exclude: list[str] = Field(
         default_factory=list, alias="except", description="names that the rule leaves to others"
     )
@@ -82,15 +83,20 @@ class MakeModel(_Model):
     shape: list[int | str] | None = Field(
         default=None, description="default: the shape of `each`, or a scalar"
     )
-    fill: float | int = Field(default=0, description="the value of every element")
+    fill: float | int | bool = Field(default=0, description="the value of every element")
     because: str = Field(default="", description="why it is made")
 
     @field_validator("dtype")
     @classmethod
     def _known(cls, value: str) -> str:
-        if dtype_of(value).kind == "O":
+        if numeric(value).kind == "O":
             raise ValueError("strings cannot be made")
         return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        constant(self.fill, numeric(self.dtype))
+        return self
 
 
 class MappingModel(_Model):
@@ -101,7 +107,7 @@ class MappingModel(_Model):
     about: str = Field(default="", description="one sentence for people who choose")
     source: Side = Field(default_factory=Side)
     target: Side = Field(default_factory=Side)
-    sizes: dict[str, int] = Field(default_factory=dict, description="set from outside by --size")
+    sizes: dict[str, Size] = Field(default_factory=dict, description="set from outside by --size")
     tables: dict[str, dict[str, str | int]] = Field(
         default_factory=dict, description="bijections: `{feature[b,k]}` looks `feature` up"
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cmath
+import math
 import re
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -33,10 +35,10 @@ def holds(wide: np.dtype[Any], narrow: np.dtype[Any]) -> bool:
     """
     if (narrow.kind == "c") != (wide.kind == "c"):
         return False
-    span = _integers(narrow)
-    if span and narrow.itemsize > SMALL and not _integers(wide):
+    span = integers(narrow)
+    if span and narrow.itemsize > SMALL and not integers(wide):
         return narrow.itemsize == 4 and wide == np.float64  # noqa: PLR2004
-    if (span and _integers(wide)) or (not span and narrow.itemsize > SMALL):
+    if (span and integers(wide)) or (not span and narrow.itemsize > SMALL):
         return bool(np.can_cast(narrow, wide, "safe"))
     if not np.can_cast(narrow, wide, "unsafe"):
         return False
@@ -52,7 +54,7 @@ def holds(wide: np.dtype[Any], narrow: np.dtype[Any]) -> bool:
     return bool(np.all(nan | (before.view(bits) == after.view(bits))))
 
 
-def _integers(dtype: np.dtype[Any]) -> range:
+def integers(dtype: np.dtype[Any]) -> range:
     """The values of an integer dtype; none of others."""
     if dtype.kind == "b":
         return range(2)
@@ -61,6 +63,20 @@ def _integers(dtype: np.dtype[Any]) -> range:
     except ValueError:
         return range(0)
     return range(int(info.min), int(info.max) + 1)
+
+
+def constant(fill: float, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """A number as a scalar of a dtype; ValueError when it is not one of its numbers."""
+    try:
+        with np.errstate(all="ignore"):
+            value = np.full((), fill, dtype)
+            number = int(value) if integers(dtype) else complex(value.astype(complex))
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{fill} is no {dtype_name(dtype)}") from error
+    kept = number == fill if integers(dtype) else cmath.isfinite(number) == math.isfinite(fill)
+    if not kept or (math.isnan(fill) and not cmath.isnan(number)):
+        raise ValueError(f"{fill} is no {dtype_name(dtype)}")
+    return value
 
 
 class Cast(UnaryOp):
