@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -15,9 +15,15 @@ from converter.language.groups import GROUPS
 from converter.language.model import DropModel, MakeModel, MappingModel, RuleModel, listed, op_names
 from converter.language.rules import Drop, Make, Place, Rule, Rules
 from converter.ops import OPS, Op
-from converter.ops.axes import NotationError
+from converter.ops.pieces import Split
 
 SUFFIXES = (".yaml", ".yml")
+Entry = TypeVar("Entry")
+_STAND_INS: dict[str, dict[str, str]] = {  # for entries that the schema refuses
+    "rules": {"source": "", "target": ""},
+    "drop": {"source": "", "because": "-"},
+    "make": {"target": ""},
+}
 
 
 def shipped() -> Path:
@@ -92,11 +98,13 @@ class _Compiler:
         self.problems: list[Diagnostic] = []
         self.tables: dict[str, names.Table] = {}
         self.sizes: dict[str, int] = {}
+        self.refused: set[tuple[str | int, ...]] = set()  # entries that the schema refuses
 
     def place(self, *path: str | int, key: bool = False, offset: int = 0) -> Place:
         """The place of what is at a path of the document, `offset` characters into it."""
         span = self.document.span(path, key=key)
         column = span.column + (offset + span.text_offset if offset else 0)
+        column = min(column, max(span.end - 1, span.column))  # of a text over lines, its start
         return Place(self.path, span.line, column, max(span.end, column + 1))
 
     def problem(self, code: str, message: str, place: Place, **facts: Any) -> None:
@@ -108,16 +116,18 @@ class _Compiler:
         model = self.model()
         if model is None:
             return Rules(())
-        for name in sizes.keys() - model.sizes.keys():
+        for name, size in sorted(sizes.items()):
             known = ", ".join(sorted(model.sizes)) or "none"
-            self.problem(
-                "MAP107", f"there is no size '{name}'", self.place("sizes"), expected=known
-            )
+            where = self.place("sizes", name)
+            if name not in model.sizes:
+                self.problem("MAP107", f"there is no size '{name}'", where, expected=known)
+            elif size < 1:
+                self.problem("MAP107", f"size '{name}' is {size}, and no axis is", where)
         self.sizes = {**model.sizes, **sizes}
         self.read_tables(model.tables)
-        rules = [self.rule(index, rule) for index, rule in enumerate(model.rules)]
-        drops = [self.drops(index, drop) for index, drop in enumerate(model.drop)]
-        makes = [self.make(index, make) for index, make in enumerate(model.make)]
+        rules = [self.rule(*entry) for entry in self.sound("rules", model.rules)]
+        drops = [self.drops(*entry) for entry in self.sound("drop", model.drop)]
+        makes = [self.make(*entry) for entry in self.sound("make", model.make)]
         return Rules(
             tuple(rule for rule in rules if rule),
             tuple(drop for source, _ in drops for drop in source),
@@ -133,13 +143,28 @@ class _Compiler:
         )
 
     def model(self) -> MappingModel | None:
-        """The validated model, or None after noting what is wrong."""
+        """The validated model, without the entries that were noted; None when little is left."""
+        data = self.document.data
         try:
-            return MappingModel.model_validate(self.document.data)
+            return MappingModel.model_validate(data)
         except ValidationError as error:
-            for detail in error.errors():
-                self.schema_problem(detail)
+            details = error.errors()
+        for detail in details:
+            self.schema_problem(detail)
+        self.refused = {tuple(detail["loc"][:2]) for detail in details}
+        if all(len(path) > 1 and path[0] in _STAND_INS for path in self.refused):
+            for name, index in self.refused:
+                data[name][index] = _STAND_INS[str(name)]
+            return MappingModel.model_validate(data)
         return None
+
+    def sound(self, name: str, entries: Sequence[Entry]) -> list[tuple[int, Entry]]:
+        """The entries of a list that the schema accepts, with their index."""
+        return [
+            (index, entry)
+            for index, entry in enumerate(entries)
+            if (name, index) not in self.refused
+        ]
 
     def schema_problem(self, detail: Any) -> None:
         """Note one of pydantic's findings in our words, at its place."""
@@ -156,8 +181,13 @@ class _Compiler:
         elif kind in ("model_type", "dict_type"):
             message = "expected words and values, as in `key: value`"
         place = self.place(*path, key=kind == "extra_forbidden")
-        if not any(d.line == place.line and d.column == place.column for d in self.problems):
+        if kind == "missing" or not self.noted("MAP002", place):
             self.problem("MAP002", message, place, hint=hint, expected=expected)
+
+    def noted(self, code: str, place: Place) -> bool:
+        """Was this said of that place?  Each branch of a union says it."""
+        where = (code, place.line, place.column)
+        return any((d.code, d.line, d.column) == where for d in self.problems)
 
     def read_tables(self, tables: Mapping[str, Mapping[str, str | int]]) -> None:
         """Check that each table is a bijection with keys of one width."""
@@ -177,6 +207,10 @@ class _Compiler:
                 parts = tuple(part.strip() for part in key.split(","))
                 if table and len(parts) != len(next(iter(table))):
                     self.problem("MAP105", f"table '{name}': keys differ in length", place)
+                    continue
+                if parts in table:
+                    shown = ", ".join(parts)
+                    self.problem("MAP105", f"table '{name}' has the key {shown} twice", place)
                 table[parts] = str(value)
             if table:
                 self.tables[name] = names.Table(name, table)
@@ -239,29 +273,52 @@ class _Compiler:
 
     def check_shape(self, rule: Rule, index: int) -> None:
         """Holes and numbers of tensors on the two sides must go together."""
-        sides = [set().union(*(t.holes for t in side)) for side in (rule.sources, rule.targets)]
-        names_ = {op.name for op in rule.ops}
         place = self.place("rules", index, "target")
-        lost, new = sorted(sides[0] - sides[1]), sorted(sides[1] - sides[0])
-        if lost and not names_ & {"stack", "concat"}:
+        ops = {op.name for op in rule.ops}
+        if rule.gathered and not ops & {"stack", "concat"}:
             self.problem(
                 "MAP104",
-                f"hole '{lost[0]}' of the source is not in the target, so names would collide",
+                f"hole '{rule.gathered[0]}' of the source is not in the target, so names would "
+                "collide",
                 place,
                 hint="gather the sources: `stack` or `concat`",
             )
-        if new and not names_ & {"unstack", "split"}:
+        elif rule.scattered and not ops & {"unstack", "split"}:
             self.problem(
                 "MAP104",
-                f"hole '{new[0]}' of the target is in no source, so nothing gives its value",
+                f"hole '{rule.scattered[0]}' of the target is in no source, so nothing gives its "
+                "value",
                 place,
                 hint="scatter the source: `unstack` or `split`",
             )
-        many = len(rule.sources) > 1
-        if many and not names_ & {"stack", "concat"}:
+        else:
+            self.check_counted(rule, place)
+        if len(rule.sources) > 1 and not ops & {"stack", "concat"}:
             self.problem("MAP106", "several sources are joined by `concat` or `stack`", place)
-        if len(rule.targets) > 1 and not names_ & {"unstack", "split"}:
+        if len(rule.targets) > 1 and not ops & {"unstack", "split"}:
             self.problem("MAP106", "several targets are cut by `split` or `unstack`", place)
+
+    def check_counted(self, rule: Rule, place: Place) -> None:
+        """A hole of one side alone counts tensors: it is one, and a number."""
+        for holes, side in ((rule.gathered, rule.sources), (rule.scattered, rule.targets)):
+            kinds = {hole: t.kinds[hole] for t in side for hole in holes if hole in t.kinds}
+            words = [hole for hole, kind in kinds.items() if kind in ("word", "path")]
+            if words:
+                self.problem(
+                    "MAP104", f"hole '{words[0]}' counts tensors, so it is a number", place
+                )
+            if len(holes) > 1:
+                both = " and ".join(f"'{hole}'" for hole in holes)
+                self.problem("MAP104", f"{both} cannot count at once", place, hint="keep one hole")
+        if rule.scattered and len(rule.targets) > 1:
+            self.problem("MAP106", "numbered targets are one template", place)
+        if rule.scattered and any(isinstance(op, Split) and op.sizes is None for op in rule.ops):
+            self.problem(
+                "MAP106",
+                f"split does not know how many '{rule.scattered[0]}' there are",
+                place,
+                hint="give its `sizes`, or unstack",
+            )
 
     def op(
         self, entry: Mapping[str, Any], sizes: Mapping[str, int], index: int, nth: int
@@ -289,18 +346,19 @@ class _Compiler:
     def op_problem(self, word: str, detail: Any, path: tuple[str | int, ...]) -> None:
         """Note what is wrong with an op's value."""
         cause = detail.get("ctx", {}).get("error")
-        inner = tuple(part for part in detail["loc"] if part in ("axis", "pattern", "sizes", "to"))
-        place = self.place(*path, *inner)
-        if isinstance(cause, NotationError):
-            nested = isinstance(self.document_at(path), dict)
-            where = (*path, *inner) if nested else path
-            place = self.place(*where, offset=cause.offset)
-        message = detail["msg"].removeprefix("Value error, ")
+        nested = isinstance(self.document_at(path), dict)  # else it is the short form, of one field
+        where = (*path, *detail["loc"]) if nested else (*path, *detail["loc"][1:])
+        message, hint = detail["msg"].removeprefix("Value error, "), ""
+        place = self.place(*where, offset=getattr(cause, "offset", 0))
         if detail["type"] == "extra_forbidden":
-            message = f"unknown key '{detail['loc'][-1]}'"
-            place = self.place(*path, detail["loc"][-1], key=True)
-        expected = OPS[word].about
-        self.problem("MAP103", f"{word}: {message}", place, expected=expected)
+            message, place = f"unknown key '{where[-1]}'", self.place(*where, key=True)
+            fields = OPS[word].model_fields
+            hint = _nearest(str(where[-1]), [info.alias or name for name, info in fields.items()])
+        elif detail["type"] == "missing":
+            message, place = f"'{where[-1]}' is missing", self.place(*path)
+        if detail["type"] == "missing" or not self.noted("MAP103", place):
+            expected = OPS[word].about
+            self.problem("MAP103", f"{word}: {message}", place, expected=expected, hint=hint)
 
     def document_at(self, path: tuple[str | int, ...]) -> Any:
         """The data at a path."""
