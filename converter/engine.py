@@ -1,8 +1,11 @@
 """Any checkpoint → a file: order, threads, the memory window, progress.
 
-One thread reads, checks and permutes into buffers of a small pool; the other, the caller's,
-checksums and writes them.  Both spend their time in calls that release the interpreter lock, so two
-cores are used, and memory is the pool whatever the sizes of the tensors.
+Threads read, check and permute pieces into buffers of a small pool; the caller's thread checksums
+and writes them.  All spend their time in calls that release the interpreter lock, so the cores are
+used, and memory is the pool whatever the sizes of the tensors.
+
+A large permuted tensor is cut across the order of the target, so that its source is read once; the
+pieces go to their places at once, and the target is checksummed from there when all are written.
 """
 
 from __future__ import annotations
@@ -10,10 +13,11 @@ from __future__ import annotations
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 
@@ -23,7 +27,8 @@ from converter.files import StagedFile
 from converter.layout import Array, Box
 from converter.tensors import STRING, Checkpoint, Tensor, TensorSpec
 
-BUFFERS = 2  # one is filled while the other is written
+READERS = 2  # threads that read; the caller writes, which leaves it time to spare
+BUFFERS = 3  # one for each thread
 WINDOW = 96 << 20  # bytes of all buffers together, unless told
 BASE = 96 << 20  # bytes of the interpreter and the libraries, as measured; part of --max-memory
 SMALLEST_WINDOW = 6 << 20
@@ -100,11 +105,11 @@ def save(  # noqa: PLR0913 - how a target is to be written, each by name
     )
     try:
         places = {name: sink.place(name) for name in sink.order}
-        with _Reader(checkpoint, places, nbytes // BUFFERS) as reader:
+        with _Readers(checkpoint, places, nbytes // BUFFERS) as readers:
             for name in sink.order:
                 with context(tensor=name):
-                    pieces = reader.pieces(name, specs[name].size, progress)
-                    _write(sink, name, places[name], pieces)
+                    pieces = readers.pieces(name, specs[name], progress)
+                    _write(sink, name, places[name], specs[name], pieces)
         sink.commit()
     except BaseException:
         sink.abort()
@@ -115,98 +120,123 @@ def save(  # noqa: PLR0913 - how a target is to be written, each by name
 
 
 Place = tuple[StagedFile, int]
-Piece = tuple[Box | None, Array]  # strings come in one piece, without a box
+Piece = tuple[int, Array | None]  # elements, and the array unless it is in its place already
 
 
-def _write(sink: formats.Sink, name: str, place: Place | None, pieces: Iterator[Piece]) -> None:
-    """Give a tensor to a sink: piece by piece, or the pieces to their places and then the sum."""
+def _write(
+    sink: formats.Sink, name: str, place: Place | None, spec: TensorSpec, pieces: Iterator[Piece]
+) -> None:
+    """Give a tensor to a sink: piece by piece, or from its place when all pieces are there."""
     first = next(pieces, None)
     if first is None:
         sink.write(name, ())
-        return
-    box, array = first
-    if box is None or not box.pitch or place is None:
-        sink.write(name, itertools.chain([array], (piece for _, piece in pieces)))
-        return
-    file, offset = place
-    size = 0
-    for box, array in itertools.chain([first], pieces):
-        assert box is not None  # noqa: S101 - only strings have none, and they have no place
-        width, size = array.itemsize, size + array.size
-        rows = array.reshape(box.rows, box.length)
-        file.write_rows(offset + box.start * width, rows, box.pitch * width)
-    sink.write(name, _read_back(file, offset, size, array.dtype), placed=True)
+    elif first[1] is not None:
+        arrays = (array for _, array in itertools.chain([first], pieces) if array is not None)
+        sink.write(name, arrays)
+    elif place is not None:
+        for _ in pieces:
+            pass
+        sink.write(name, _read_back(*place, spec), placed=True)
 
 
-def _read_back(file: StagedFile, offset: int, size: int, dtype: np.dtype[Any]) -> Iterator[Array]:
-    buffer = np.empty(READ_BACK // dtype.itemsize, dtype)
-    for start in range(0, size, buffer.size):
-        piece = buffer[: size - start]
-        file.read_into(offset + start * dtype.itemsize, piece)
+def _read_back(file: StagedFile, offset: int, spec: TensorSpec) -> Iterator[Array]:
+    buffer = np.empty(READ_BACK // spec.dtype.itemsize, spec.dtype)
+    for start in range(0, spec.size, buffer.size):
+        piece = buffer[: spec.size - start]
+        file.read_into(offset + start * spec.dtype.itemsize, piece)
         yield piece
 
 
-class _Reader:
-    """The tensors of a checkpoint in pieces, read ahead by a thread.
+class _Work(NamedTuple):
+    """A piece to read; strings have no box, since no buffer holds references."""
 
-    Use as a context manager; leaving it stops the thread, whatever happened.
+    name: str
+    tensor: Tensor
+    place: Place | None
+    box: Box | None
+
+
+class _Readers:
+    """The tensors of a checkpoint in pieces, read ahead by threads, handed out in order.
+
+    A thread takes a buffer first and the next piece then, so the piece that is waited for always
+    has a buffer.  Use as a context manager; leaving it stops the threads, whatever happened.
     """
 
     def __init__(
         self, checkpoint: Checkpoint, places: Mapping[str, Place | None], nbytes: int
     ) -> None:
-        self._tensors = [(name, checkpoint[name], place is None) for name, place in places.items()]
-        largest = max((tensor.spec.nbytes for _, tensor, _ in self._tensors), default=0)
+        tensors = [(name, checkpoint[name], place) for name, place in places.items()]
+        largest = max((tensor.spec.nbytes for _, tensor, _ in tensors), default=0)
         self._nbytes = max(16, min(nbytes, largest))
+        self._work = self._pieces(tensors)
+        self._turn = threading.Lock()
         self._free: queue.Queue[Array | None] = queue.Queue()
-        self._full: queue.Queue[tuple[Piece, Array | None] | BaseException] = queue.Queue()
+        self._ahead: queue.Queue[Future[tuple[Piece, Array]]] = queue.Queue()
         for _ in range(BUFFERS):
             self._free.put(np.empty(self._nbytes, np.uint8))
-        self._thread = threading.Thread(target=self._read_all, name="converter-read", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._read_all, name=f"converter-read-{number}", daemon=True)
+            for number in range(READERS)
+        ]
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._free.put(None)  # asks the reader to stop
-        self._thread.join()
+        self._free.put(None)  # asks the threads to stop
+        for thread in self._threads:
+            thread.join()
 
-    def pieces(self, name: str, size: int, progress: Progress | None) -> Iterator[Piece]:
+    def pieces(self, name: str, spec: TensorSpec, progress: Progress | None) -> Iterator[Piece]:
         """The pieces of the next tensor; tensors come in the order given at the start."""
         done = 0
-        while done < size:
-            item = self._full.get()
-            if isinstance(item, BaseException):
-                raise item
-            piece, buffer = item
+        while done < spec.size:
+            piece, buffer = self._ahead.get().result()
             yield piece
-            done += piece[1].size
-            if buffer is not None:
-                self._free.put(buffer)
+            done += piece[0]
+            self._free.put(buffer)
             if progress is not None:
-                progress(name, piece[1].nbytes)
+                progress(name, piece[0] * spec.dtype.itemsize)
+
+    def _pieces(self, tensors: Iterable[tuple[str, Tensor, Place | None]]) -> Iterator[_Work]:
+        for name, tensor, place in tensors:
+            if tensor.spec.dtype == STRING:
+                yield _Work(name, tensor, place, None)
+            else:
+                for box in tensor.view.boxes(self._nbytes, ordered=place is None):
+                    yield _Work(name, tensor, place, box)
 
     def _read_all(self) -> None:
-        try:
-            for name, tensor, ordered in self._tensors:
-                with context(tensor=name):
-                    if not self._read(tensor, ordered=ordered):
-                        return
-        except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
-            self._full.put(error)
+        while (buffer := self._free.get()) is not None:
+            promise: Future[tuple[Piece, Array]] = Future()
+            with self._turn:
+                work = next(self._work, None)
+                if work is None:
+                    break
+                self._ahead.put(promise)
+            try:
+                with context(tensor=work.name):
+                    promise.set_result((_read(work, buffer), buffer))
+            except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+                promise.set_exception(error)
+        self._free.put(None)  # for the other threads
 
-    def _read(self, tensor: Tensor, *, ordered: bool) -> bool:
-        """Read one tensor; False when asked to stop."""
-        view = tensor.view
-        if view.dtype == STRING:  # references: no buffer holds them
-            self._full.put(((None, tensor.numpy().reshape(-1)), None))
-            return True
-        for box in view.boxes(self._nbytes, ordered=ordered):
-            buffer = self._free.get()
-            if buffer is None:
-                return False
-            piece = buffer[: box.size * view.dtype.itemsize].view(view.dtype)
-            box.read(piece)
-            self._full.put(((box, piece), buffer))
-        return True
+
+def _read(work: _Work, buffer: Array) -> Piece:
+    """Read a piece, and write it if it is not one of consecutive ones."""
+    box, dtype = work.box, work.tensor.spec.dtype
+    if box is None:
+        array = work.tensor.numpy().reshape(-1)
+        return array.size, array
+    array = buffer[: box.size * dtype.itemsize].view(dtype)
+    box.read(array)
+    if not box.pitch or work.place is None:
+        return box.size, array
+    file, offset = work.place
+    width = dtype.itemsize
+    rows = array.reshape(box.rows, box.length)
+    file.write_rows(offset + box.start * width, rows, box.pitch * width)
+    return box.size, None

@@ -19,6 +19,7 @@ import os
 import re
 import secrets
 import stat
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -257,6 +258,7 @@ class Region:
         self.size = size
         self.tensor = tensor
         self._unverified = checksum
+        self._turn = threading.Lock()
 
     def read(self, start: int, out: Array) -> None:
         """Fill the 1-D array `out` with the elements from `start` on."""
@@ -268,6 +270,13 @@ class Region:
                 expected=f"at most {self.size} elements",
                 found=f"{out.size} elements from {start}",
             )
+        if self._unverified is None:
+            self.file.read_into(self.offset + start * self.dtype.itemsize, out)
+            return
+        with self._turn:  # tensors are read by several threads
+            self._read_verified(start, out)
+
+    def _read_verified(self, start: int, out: Array) -> None:
         checksum = self._unverified
         if checksum is None:
             self.file.read_into(self.offset + start * self.dtype.itemsize, out)
@@ -278,7 +287,7 @@ class Region:
         else:
             checksum.verify(self.file, self.tensor)
             self._unverified = None
-            self.read(start, out)
+            self.file.read_into(self.offset + start * self.dtype.itemsize, out)
 
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────
@@ -331,8 +340,18 @@ class StagedFile:
 
     def write_rows(self, offset: int, rows: Array, pitch: int) -> None:
         """Write the rows of a C-contiguous 2-D array `pitch` bytes apart, the first at `offset`."""
-        for number, row in enumerate(rows):
-            self.write(offset + number * pitch, row)
+        data = _bytes_of(rows).data
+        width = rows.shape[1] * rows.itemsize
+        for start in range(0, len(data), width):
+            row = data[start : start + width]
+            try:
+                done = system.write(self._fd, row, offset)
+            except OSError:
+                done = 0
+            if done < width:  # rare, and `write` knows what to do or to say
+                self.write(offset + done, np.frombuffer(row[done:], np.uint8))
+            self.size = max(self.size, offset + width)
+            offset += pitch
 
     def read_into(self, offset: int, buffer: Array) -> None:
         """Fill a C-contiguous array with bytes that were written before."""

@@ -15,6 +15,7 @@ Integers are little-endian; keys are bytes in strictly rising order.
 
 from __future__ import annotations
 
+import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -110,6 +111,7 @@ class Table:
         self.largest = MAX_BLOCK  # bytes that a compressed block may claim
         self._end = file.size - FOOTER
         self._kept: dict[int, Block] = {}
+        self._turn = threading.Lock()
         footer = file.read(self._end, FOOTER) if self._end >= 0 else b""
         if footer[-len(MAGIC) :] != MAGIC:
             raise CorruptFileError(
@@ -169,7 +171,8 @@ class Table:
         number = bisect_left(self.keys, key)
         if number == len(self.keys):
             return None
-        block = self._block(number)
+        with self._turn:  # tensors are read by several threads
+            block = self._block(number)
         found = block.values.get(key)
         return None if found is None else (block, *found)
 
