@@ -37,7 +37,6 @@ def test_a_kill_leaves_the_old_target_or_the_new_one(target, folder, converter):
     checkpoints.write(folder / "other.safetensors", other)
     whole = [checkpoints.slim(), other]
     moments = random.Random(target)  # noqa: S311 - the same ones in every run
-    seen = set()
     for _ in range(KILLS):
         for path in folder.glob("out.*"):
             path.unlink()
@@ -51,14 +50,12 @@ def test_a_kill_leaves_the_old_target_or_the_new_one(target, folder, converter):
         found = checkpoints.read(folder / target)
         which = [index for index, arrays in enumerate(whole) if checkpoints.equal(found, arrays)]
         assert len(which) == 1, "neither the old checkpoint nor the new one"
-        seen |= set(which)
         assert converter("convert", "slim.pt", target, "--overwrite").code == 0
         assert converter("verify", "slim.pt", target).code == 0
         assert not [path.name for path in folder.iterdir() if path.name.endswith(".tmp")]
         left = {path.name for path in folder.glob("out.*")}
         data = {"out.ckpt.index", f"out.ckpt{checkpoints.DATA}"}
         assert left == (data if target == "out.ckpt" else {target})
-    assert seen  # both, on a machine that is not overloaded
 
 
 def test_a_kill_before_the_first_target_leaves_none(folder, converter):
