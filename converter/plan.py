@@ -419,14 +419,22 @@ class _Planner:
         """Plan a constant's targets."""
         dtype = dtype_of(make.dtype)
         if make.each is None:
-            self.steps.append(Step(make.target.text, TensorSpec(make.shape or (), dtype), (), make))
+            spec = TensorSpec(make.shape or (), dtype)
+            self.steps.append(Step(make.target.format({}), spec, (), make))
             return
         for name, spec in self.specs.items():
             bindings = make.each.match(name)
-            if bindings is not None:
-                shape = spec.shape if make.shape is None else make.shape
+            if bindings is None:
+                continue
+            shape = spec.shape if make.shape is None else make.shape
+            try:
                 target = make.target.format(bindings)
-                self.steps.append(Step(target, TensorSpec(shape, dtype), (), make))
+            except TemplateError as error:
+                self.problems.append(
+                    make.place.diagnostic("PLN206", str(error), tensor=name, found=name)
+                )
+                continue
+            self.steps.append(Step(target, TensorSpec(shape, dtype), (), make))
 
     def select(self) -> None:
         """Keep the steps whose target, or a source, is chosen; leave the other sources alone."""
@@ -443,7 +451,7 @@ class _Planner:
         """A checkpoint that carries a contract must carry the one that the mapping expects."""
         try:
             carried = json.loads(metadata.get(CONTRACT, "{}"))
-        except ValueError:
+        except (ValueError, RecursionError):
             carried = None
         if not isinstance(carried, dict):
             self.problems.append(Diagnostic("PLN210", "the source's contract cannot be read"))
