@@ -30,10 +30,11 @@ from converter.tensors import STRING, Checkpoint, Tensor, TensorSpec
 READERS = 2  # threads that read; the caller writes, which leaves it time to spare
 BUFFERS = 3  # one for each thread
 WINDOW = 96 << 20  # bytes of all buffers together, unless told
-BASE = 96 << 20  # bytes of the interpreter and the libraries, as measured; part of --max-memory
-SMALLEST_WINDOW = 6 << 20
-READ_BACK = 1 << 20  # bytes read at a time for the checksum of what was written out of order
+WHOLE = 448 << 20  # bytes of permuted tensors that are put together in memory, unless told
+PIECE = 1 << 20  # bytes that are checksummed and written while they are in the cache
+BASE = 80 << 20  # bytes of the interpreter and the libraries, as measured
 SCRATCH = 16 << 20  # the copy kernel's and the checksum's buffers, generously
+SMALLEST_WINDOW = 6 << 20
 
 Progress = Callable[[str, int], None]
 
@@ -48,24 +49,33 @@ class Saved:
     nbytes: int
 
 
-def window(max_memory: int | None) -> int:
-    """Bytes for buffers under a memory limit; `LimitError` when the limit leaves too few."""
-    if max_memory is None:
-        return WINDOW
-    room = max_memory - BASE - SCRATCH
+class Memory(NamedTuple):
+    """Bytes to work with: for the buffers together, and for permuted tensors put together."""
+
+    window: int
+    whole: int
+
+
+def memory(limit: int | None) -> Memory:
+    """What a memory limit leaves to work with; `LimitError` when that is too little."""
+    if limit is None:
+        return Memory(WINDOW, WHOLE)
+    room = limit - BASE - SCRATCH
     if room < SMALLEST_WINDOW:
         raise LimitError(
             "the memory limit is too small",
             expected=f"at least {(BASE + SCRATCH + SMALLEST_WINDOW) >> 20} MiB",
-            found=f"{max_memory >> 20} MiB",
+            found=f"{limit >> 20} MiB",
         )
-    return min(room, WINDOW)
+    return Memory(min(room, WINDOW), min(max(0, room - WINDOW), WHOLE))
 
 
-def peak_memory(specs: Mapping[str, TensorSpec], max_memory: int | None = None) -> int:
+def peak_memory(specs: Mapping[str, TensorSpec], limit: int | None = None) -> int:
     """The estimated peak of a conversion in bytes; buffers are never larger than needed."""
+    window, whole = memory(limit)
     largest = max((spec.nbytes for spec in specs.values()), default=0)
-    return BASE + SCRATCH + min(window(max_memory), BUFFERS * largest)
+    together = largest if window // BUFFERS < largest <= whole else 0
+    return BASE + SCRATCH + min(window, BUFFERS * largest) + together
 
 
 def check(specs: Mapping[str, TensorSpec], row: formats.Format) -> None:
@@ -93,7 +103,7 @@ def save(  # noqa: PLR0913 - how a target is to be written, each by name
     """
     path = Path(target)
     row = formats.named(format) if format else formats.for_target(path)
-    nbytes = window(max_memory)
+    room = memory(max_memory)
     specs = checkpoint.specs
     sink = formats.create(
         path,
@@ -105,7 +115,7 @@ def save(  # noqa: PLR0913 - how a target is to be written, each by name
     )
     try:
         places = {name: sink.place(name) for name in sink.order}
-        with _Readers(checkpoint, places, nbytes // BUFFERS) as readers:
+        with _Readers(checkpoint, places, room) as readers:
             for name in sink.order:
                 with context(tensor=name):
                     pieces = readers.pieces(name, specs[name], progress)
@@ -120,40 +130,62 @@ def save(  # noqa: PLR0913 - how a target is to be written, each by name
 
 
 Place = tuple[StagedFile, int]
-Piece = tuple[int, Array | None]  # elements, and the array unless it is in its place already
-
-
-def _write(
-    sink: formats.Sink, name: str, place: Place | None, spec: TensorSpec, pieces: Iterator[Piece]
-) -> None:
-    """Give a tensor to a sink: piece by piece, or from its place when all pieces are there."""
-    first = next(pieces, None)
-    if first is None:
-        sink.write(name, ())
-    elif first[1] is not None:
-        arrays = (array for _, array in itertools.chain([first], pieces) if array is not None)
-        sink.write(name, arrays)
-    elif place is not None:
-        for _ in pieces:
-            pass
-        sink.write(name, _read_back(*place, spec), placed=True)
-
-
-def _read_back(file: StagedFile, offset: int, spec: TensorSpec) -> Iterator[Array]:
-    buffer = np.empty(READ_BACK // spec.dtype.itemsize, spec.dtype)
-    for start in range(0, spec.size, buffer.size):
-        piece = buffer[: spec.size - start]
-        file.read_into(offset + start * spec.dtype.itemsize, piece)
-        yield piece
 
 
 class _Work(NamedTuple):
-    """A piece to read; strings have no box, since no buffer holds references."""
+    """A piece to read.  Strings have no box, since no buffer holds references.
+
+    `whole` is where the pieces of a tensor come together, if they do.
+    """
 
     name: str
     tensor: Tensor
     place: Place | None
     box: Box | None
+    whole: Array | None = None
+
+
+class _Piece(NamedTuple):
+    """What was read: so many elements, and the array if they are to be written from it."""
+
+    size: int
+    array: Array | None
+    buffer: Array
+    whole: Array | None
+
+
+def _write(
+    sink: formats.Sink, name: str, place: Place | None, spec: TensorSpec, pieces: Iterator[_Piece]
+) -> None:
+    """Give a tensor to a sink: piece by piece, or when all pieces are where they belong."""
+    first = next(pieces, None)
+    if first is None:
+        sink.write(name, ())
+    elif first.array is not None:
+        arrays = (piece.array for piece in itertools.chain([first], pieces))
+        sink.write(name, (part for array in arrays for part in _parts(array)))
+    else:
+        for _ in pieces:
+            pass
+        if first.whole is not None:
+            sink.write(name, _parts(first.whole))
+        elif place is not None:
+            sink.write(name, _read_back(*place, spec), placed=True)
+
+
+def _parts(array: Array | None) -> Iterator[Array]:
+    assert array is not None  # noqa: S101 - the pieces of a tensor are all of one kind
+    size = PIECE // array.itemsize
+    for start in range(0, array.size, size):
+        yield array[start : start + size]
+
+
+def _read_back(file: StagedFile, offset: int, spec: TensorSpec) -> Iterator[Array]:
+    buffer = np.empty(PIECE // spec.dtype.itemsize, spec.dtype)
+    for start in range(0, spec.size, buffer.size):
+        part = buffer[: spec.size - start]
+        file.read_into(offset + start * spec.dtype.itemsize, part)
+        yield part
 
 
 class _Readers:
@@ -164,15 +196,16 @@ class _Readers:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, places: Mapping[str, Place | None], nbytes: int
+        self, checkpoint: Checkpoint, places: Mapping[str, Place | None], room: Memory
     ) -> None:
         tensors = [(name, checkpoint[name], place) for name, place in places.items()]
         largest = max((tensor.spec.nbytes for _, tensor, _ in tensors), default=0)
-        self._nbytes = max(16, min(nbytes, largest))
+        self._nbytes = max(16, min(room.window // BUFFERS, largest))
+        self._whole = room.whole
         self._work = self._pieces(tensors)
         self._turn = threading.Lock()
         self._free: queue.Queue[Array | None] = queue.Queue()
-        self._ahead: queue.Queue[Future[tuple[Piece, Array]]] = queue.Queue()
+        self._ahead: queue.Queue[Future[_Piece]] = queue.Queue()
         for _ in range(BUFFERS):
             self._free.put(np.empty(self._nbytes, np.uint8))
         self._threads = [
@@ -190,28 +223,37 @@ class _Readers:
         for thread in self._threads:
             thread.join()
 
-    def pieces(self, name: str, spec: TensorSpec, progress: Progress | None) -> Iterator[Piece]:
+    def pieces(self, name: str, spec: TensorSpec, progress: Progress | None) -> Iterator[_Piece]:
         """The pieces of the next tensor; tensors come in the order given at the start."""
         done = 0
         while done < spec.size:
-            piece, buffer = self._ahead.get().result()
+            piece = self._ahead.get().result()
             yield piece
-            done += piece[0]
-            self._free.put(buffer)
+            done += piece.size
+            self._free.put(piece.buffer)
             if progress is not None:
-                progress(name, piece[0] * spec.dtype.itemsize)
+                progress(name, piece.size * spec.dtype.itemsize)
 
     def _pieces(self, tensors: Iterable[tuple[str, Tensor, Place | None]]) -> Iterator[_Work]:
         for name, tensor, place in tensors:
-            if tensor.spec.dtype == STRING:
+            view, nbytes = tensor.view, tensor.spec.nbytes
+            if view.dtype == STRING:
                 yield _Work(name, tensor, place, None)
-            else:
-                for box in tensor.view.boxes(self._nbytes, ordered=place is None):
-                    yield _Work(name, tensor, place, box)
+                continue
+            boxes, whole = view.boxes(self._nbytes), None
+            if boxes and boxes[0].pitch and nbytes <= self._whole:
+                # The best that can be done with a permuted tensor, if there is room: its source
+                # is read once, and it is written in one go.
+                whole = np.empty(view.size, view.dtype)
+                self._whole -= nbytes
+            elif place is None:
+                boxes = view.boxes(self._nbytes, ordered=True)
+            for box in boxes:
+                yield _Work(name, tensor, place, box, whole)
 
     def _read_all(self) -> None:
         while (buffer := self._free.get()) is not None:
-            promise: Future[tuple[Piece, Array]] = Future()
+            promise: Future[_Piece] = Future()
             with self._turn:
                 work = next(self._work, None)
                 if work is None:
@@ -219,24 +261,27 @@ class _Readers:
                 self._ahead.put(promise)
             try:
                 with context(tensor=work.name):
-                    promise.set_result((_read(work, buffer), buffer))
+                    promise.set_result(_read(work, buffer))
             except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
                 promise.set_exception(error)
         self._free.put(None)  # for the other threads
 
 
-def _read(work: _Work, buffer: Array) -> Piece:
-    """Read a piece, and write it if it is not one of consecutive ones."""
+def _read(work: _Work, buffer: Array) -> _Piece:
+    """Read a piece; write it, too, if neither a whole nor consecutive pieces wait for it."""
     box, dtype = work.box, work.tensor.spec.dtype
     if box is None:
         array = work.tensor.numpy().reshape(-1)
-        return array.size, array
+        return _Piece(array.size, array, buffer, None)
+    if work.whole is not None:
+        box.read_into(work.whole)
+        return _Piece(box.size, None, buffer, work.whole)
     array = buffer[: box.size * dtype.itemsize].view(dtype)
     box.read(array)
     if not box.pitch or work.place is None:
-        return box.size, array
+        return _Piece(box.size, array, buffer, None)
     file, offset = work.place
     width = dtype.itemsize
     rows = array.reshape(box.rows, box.length)
     file.write_rows(offset + box.start * width, rows, box.pitch * width)
-    return box.size, None
+    return _Piece(box.size, None, buffer, None)

@@ -348,7 +348,7 @@ class View(NamedTuple):
         flat = self._replace(axes=tuple((factor,) for factor in self.factors))
         rows, inner, pitch = math.prod(sizes[:cut]), steps[cut], steps[cut - 1]
         return [
-            Box(at * inner, rows, (stop - at) * inner, pitch, flat.take(cut, at, stop))
+            Box(at * inner, rows, (stop - at) * inner, pitch, flat.take(cut, at, stop), cut)
             for at in range(0, sizes[cut], part)
             for stop in [min(at + part, sizes[cut])]
         ]
@@ -394,6 +394,7 @@ class Box(NamedTuple):
     length: int
     pitch: int
     view: View
+    cut: int = 0  # the axis of `view` that is a part, when there is a pitch
 
     @property
     def size(self) -> int:
@@ -402,7 +403,20 @@ class Box(NamedTuple):
 
     def read(self, out: Array) -> None:
         """Fill the 1-D array `out` of `size` elements with the rows, one after the other."""
-        self.view.read(self.start if self.rows == 1 and not self.pitch else 0, out)
+        self.view.read(0 if self.pitch else self.start, out)
+
+    def read_into(self, whole: Array) -> None:
+        """Fill this part of `whole`, the 1-D array of all elements of the view that was cut."""
+        if not self.pitch:
+            self.view.read(self.start, whole[self.start : self.start + self.length])
+            return
+        shape = self.view.shape
+        inner = math.prod(shape[self.cut + 1 :])
+        outer = whole.reshape(*shape[: self.cut], self.pitch // inner, *shape[self.cut + 1 :])
+        at = self.start // inner
+        part = outer[(slice(None),) * self.cut + (slice(at, at + shape[self.cut]),)]
+        factors = tuple(axis[0] if axis else (1, 1) for axis in self.view.axes)
+        _copy(_box(self.view, 0, factors, (), part))
 
 
 def concatenate(views: Sequence[View], axis: int) -> View:

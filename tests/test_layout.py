@@ -453,6 +453,7 @@ def test_boxes_cover_a_view_once_and_hold_its_elements(case, nbytes, ordered):
     view, expected = case
     flat = expected.reshape(-1)
     found = np.zeros(flat.size, bool)
+    whole = np.zeros(flat.size, view.dtype)
     for box in view.boxes(nbytes, ordered=ordered):
         out = np.empty(box.size, view.dtype)
         box.read(out)
@@ -460,8 +461,10 @@ def test_boxes_cover_a_view_once_and_hold_its_elements(case, nbytes, ordered):
         assert not found[rows].any()
         found[rows] = True
         assert out.tobytes() == flat[rows].tobytes()
+        box.read_into(whole)
         assert not (ordered and box.pitch)
     assert found.all()
+    assert whole.tobytes() == flat.tobytes()
 
 
 def test_a_permuted_view_is_cut_so_that_its_storage_is_read_once():
