@@ -44,7 +44,7 @@ from converter.errors import (
     UnsupportedError,
     context,
 )
-from converter.files import BLOCK, File, Publication, Region, crc32
+from converter.files import BLOCK, Checksum, File, Publication, Region, StagedFile, crc32
 from converter.formats import Probe
 from converter.formats._names import name_problem, shown
 from converter.formats._pickle import CONTAINERS, StubObject, Table, Unpickler
@@ -251,7 +251,9 @@ def _member(file: File, member: Member, spool: _Spool, name: str) -> View | str:
     if checksum:
         before = crc32(start[: header.nbytes])
         nbytes = member.size - header.nbytes
-        checksum = replace(checksum, offset=offset, nbytes=nbytes, initial=before)
+        checksum = Checksum(
+            checksum.name, checksum.function, checksum.expected, offset, nbytes, before
+        )
     return _shaped(Region(file, offset, dtype, size, tensor=name, checksum=checksum), header)
 
 
@@ -542,7 +544,11 @@ class _Sink:
         self._publication = Publication([path], overwrite=overwrite, nbytes=layout.nbytes)
         self._zip = ZipWriter(self._publication.files[0], layout)
 
-    def write(self, name: str, chunks: Iterable[NDArray[Any]]) -> None:
+    def place(self, name: str) -> tuple[StagedFile, int] | None:
+        """Nowhere: the checksum wants the pieces in order."""
+        return None
+
+    def write(self, name: str, chunks: Iterable[NDArray[Any]], *, placed: bool = False) -> None:
         """Take a tensor as consecutive 1-D pieces."""
         spec = self._specs[name]
         with context(tensor=name):
