@@ -747,7 +747,8 @@ def _paired(chunks: Iterable[NDArray[Any]]) -> Iterator[NDArray[Any]]:
         even = halves.size // 2 * 2
         yield halves[:even:2] & 0xF | halves[1:even:2] << 4
         left = halves[even:]
-    yield left
+    if left.size:
+        raise TargetError("the pieces of a tensor do not add up to whole bytes")
 
 
 def _pickled(specs: Mapping[str, TensorSpec], keys: Mapping[str, str]) -> bytes:

@@ -396,6 +396,19 @@ class FormatConformance:
         sink.abort()
         assert content(tmp_path) == before
 
+    @pytest.mark.parametrize("count", [0, 3, 5])
+    def test_elements_are_counted(self, dtype: str, count: int, tmp_path: Path) -> None:
+        sink = self.create(tmp_path / self.target, {"t": make(dtype, (4,))})
+
+        def write_all() -> None:
+            sink.write("t", [make(dtype, (count,))])
+            sink.commit()
+
+        with pytest.raises(TargetError, match=r"tensor|piece"):
+            write_all()
+        sink.abort()
+        assert content(tmp_path) == {}
+
     def test_aborting_leaves_the_old(self, tmp_path: Path) -> None:
         self.write(tmp_path / self.target, self.small())
         before = content(tmp_path)
