@@ -120,7 +120,7 @@ class Plan:
         """The mapped checkpoint: a checkpoint like any other, nothing read yet."""
         self.check()
         tensors = {step.target: Tensor(step.view(source)) for step in self.steps}
-        kept = {key: value for key, value in source.metadata.items() if key != CONTRACT}
+        kept = dict(source.metadata)
         contract = self.rules.target_contract
         if contract:
             kept[CONTRACT] = json.dumps(dict(contract), sort_keys=True)
