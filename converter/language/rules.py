@@ -51,8 +51,8 @@ class Rule:
     sources: tuple[Template, ...]
     targets: tuple[Template, ...]
     ops: tuple[Op, ...] = ()
-    source_except: tuple[Selector, ...] = ()
-    target_except: tuple[Selector, ...] = ()
+    source_except: tuple[Selector | Template, ...] = ()
+    target_except: tuple[Selector | Template, ...] = ()
     optional: bool = False
     about: str = ""
     place: Place = NOWHERE
@@ -164,11 +164,13 @@ class Rules:
         """The way back; `MappingError` with every rule that has none, and why."""
         if self.undone is not None:
             return self.undone
+        constants = tuple(make.target for make in self.makes)  # no rule made these
         rules: list[Rule] = []
         problems: list[Diagnostic] = []
         for rule in self.rules:
             try:
-                rules.append(rule.inverse())
+                back = rule.inverse()
+                rules.append(replace(back, source_except=back.source_except + constants))
             except IrreversibleError as error:
                 message = f"no way back: {error.message}"
                 problems.append(rule.place.diagnostic(error.code, message, hint=error.hint))
