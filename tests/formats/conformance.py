@@ -289,10 +289,12 @@ class FormatConformance:
     # ── reading no more than is needed ───────────────────────────────────────────────────────
 
     def test_opening_reads_headers_only(self, tmp_path: Path, counted: CountingSystem) -> None:
-        self.write(tmp_path / self.target, {"t": make("float32", (1000, 500))})
+        array = make("float32", (2000, 1000))
+        self.write(tmp_path / self.target, {"t": array}, limit=100_000)
         counted.nbytes = 0
         with formats.open_checkpoint(tmp_path / self.target):
-            assert counted.nbytes < 200_000  # of 2 MB; a zip's directory is looked for in 64 KB
+            # Every format that may be in a zip looks at 64 KB of both its ends.
+            assert counted.nbytes < array.nbytes // 8
 
     def test_a_slice_reads_no_more(self, tmp_path: Path, counted: CountingSystem) -> None:
         array = make("float32", (1000, 500))
