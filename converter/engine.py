@@ -14,7 +14,6 @@ import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -28,12 +27,12 @@ from converter.layout import Array, Box
 from converter.tensors import STRING, Checkpoint, Tensor, TensorSpec
 
 READERS = 2  # threads that read; the caller writes, which leaves it time to spare
-BUFFERS = 3  # one for each thread
+BUFFERS = 2  # one for each of them
 WINDOW = 96 << 20  # bytes of all buffers together, unless told
 WHOLE = 448 << 20  # bytes of permuted tensors that are put together in memory, unless told
 PIECE = 1 << 20  # bytes that are checksummed and written while they are in the cache
-BASE = 80 << 20  # bytes of the interpreter and the libraries, as measured
-SCRATCH = 16 << 20  # the copy kernel's and the checksum's buffers, generously
+BASE = 60 << 20  # bytes of the interpreter and the libraries, as measured
+SCRATCH = 12 << 20  # the copy kernel's and the checksum's buffers, generously
 SMALLEST_WINDOW = 6 << 20
 
 Progress = Callable[[str, int], None]
@@ -154,6 +153,9 @@ class _Piece(NamedTuple):
     whole: Array | None
 
 
+_Promise = queue.SimpleQueue[_Piece | BaseException]  # of one item
+
+
 def _write(
     sink: formats.Sink, name: str, place: Place | None, spec: TensorSpec, pieces: Iterator[_Piece]
 ) -> None:
@@ -204,8 +206,8 @@ class _Readers:
         self._whole = room.whole
         self._work = self._pieces(tensors)
         self._turn = threading.Lock()
-        self._free: queue.Queue[Array | None] = queue.Queue()
-        self._ahead: queue.Queue[Future[_Piece]] = queue.Queue()
+        self._free: queue.SimpleQueue[Array | None] = queue.SimpleQueue()
+        self._ahead: queue.SimpleQueue[_Promise] = queue.SimpleQueue()
         for _ in range(BUFFERS):
             self._free.put(np.empty(self._nbytes, np.uint8))
         self._threads = [
@@ -227,7 +229,9 @@ class _Readers:
         """The pieces of the next tensor; tensors come in the order given at the start."""
         done = 0
         while done < spec.size:
-            piece = self._ahead.get().result()
+            piece = self._ahead.get().get()
+            if isinstance(piece, BaseException):
+                raise piece
             yield piece
             done += piece.size
             self._free.put(piece.buffer)
@@ -253,7 +257,7 @@ class _Readers:
 
     def _read_all(self) -> None:
         while (buffer := self._free.get()) is not None:
-            promise: Future[_Piece] = Future()
+            promise: _Promise = queue.SimpleQueue()
             with self._turn:
                 work = next(self._work, None)
                 if work is None:
@@ -261,9 +265,9 @@ class _Readers:
                 self._ahead.put(promise)
             try:
                 with context(tensor=work.name):
-                    promise.set_result(_read(work, buffer))
+                    promise.put(_read(work, buffer))
             except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
-                promise.set_exception(error)
+                promise.put(error)
         self._free.put(None)  # for the other threads
 
 

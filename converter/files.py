@@ -17,7 +17,6 @@ import fcntl
 import itertools
 import os
 import re
-import secrets
 import stat
 import threading
 import time
@@ -311,7 +310,7 @@ class StagedFile:
 
     def _create(self) -> tuple[Path, int]:
         while True:
-            path = self.target.with_name(f"{_stem(self.target)}{secrets.token_hex(8)}.tmp")
+            path = self.target.with_name(f"{_stem(self.target)}{os.urandom(8).hex()}.tmp")
             fd = system.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             # Another run may take it for a dead one, and away, until it is locked.
             if system.lock(fd) and os.fstat(fd).st_nlink:
