@@ -136,26 +136,19 @@ class File:
         """Fill a C-contiguous array with the bytes from `offset`."""
         self._bound(offset, buffer.nbytes)
         view = _bytes_of(buffer).data
-        done = 0
-        while done < len(view):
-            try:
-                count = system.read(self._fd, view[done:], offset + done)
-            except InterruptedError:
-                continue
-            except OSError as error:
-                reason = error.strerror if self._fd >= 0 else "the checkpoint is closed"
-                raise SourceError(
-                    f"reading failed: {reason}", path=self.path, offset=offset + done
-                ) from error
-            if count == 0:
-                raise CorruptFileError(
-                    "the file became shorter while it was read",
-                    path=self.path,
-                    offset=offset + done,
-                    expected=f"{self.size} bytes",
-                    found=f"{os.fstat(self._fd).st_size} bytes",
-                )
-            done += count
+        try:
+            done = _read_all(self._fd, view, offset)
+        except OSError as error:
+            reason = error.strerror if self._fd >= 0 else "the checkpoint is closed"
+            raise SourceError(f"reading failed: {reason}", path=self.path, offset=offset) from error
+        if done < len(view):
+            raise CorruptFileError(
+                "the file became shorter while it was read",
+                path=self.path,
+                offset=offset + done,
+                expected=f"{self.size} bytes",
+                found=f"{os.fstat(self._fd).st_size} bytes",
+            )
 
     def _bound(self, offset: int, nbytes: int) -> None:
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
@@ -179,6 +172,20 @@ class File:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             system.close(fd)
+
+
+def _read_all(fd: int, view: memoryview, offset: int) -> int:
+    """Read until the buffer is full or the file ends; how much that was."""
+    done = 0
+    while done < len(view):
+        try:
+            count = system.read(fd, view[done:], offset + done)
+        except InterruptedError:
+            continue
+        if count == 0:
+            break
+        done += count
+    return done
 
 
 def _bytes_of(array: Array) -> NDArray[np.uint8]:
@@ -354,14 +361,10 @@ class StagedFile:
 
     def read_into(self, offset: int, buffer: Array) -> None:
         """Fill a C-contiguous array with bytes that were written before."""
-        view = _bytes_of(buffer).data
-        done = 0
-        while done < len(view):
-            with _writing(self.target):
-                count = system.read(self._fd, view[done:], offset + done)
-            if not count:
-                raise TargetError("what was written is not there", path=self.target, offset=offset)
-            done += count
+        with _writing(self.target):
+            done = _read_all(self._fd, _bytes_of(buffer).data, offset)
+        if done < buffer.nbytes:
+            raise TargetError("what was written is not there", path=self.target, offset=offset)
 
     def seal(self) -> None:
         """Bring the bytes to the disk.  A failed fsync is final: it is never repeated."""

@@ -627,6 +627,46 @@ def test_short_and_interrupted_writes(tmp_path: Path, monkeypatch: pytest.Monkey
     assert listing(tmp_path) == complete(NEW, 2)
 
 
+@pytest.mark.parametrize("trickle", [True, False])
+def test_rows_and_what_was_written(
+    trickle: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use(monkeypatch, Trickle() if trickle else files.System())
+    publication = Publication([tmp_path / "m"])
+    staged = publication.files[0]
+    rows = np.arange(12, dtype="<u2").reshape(3, 4)
+    staged.write(0, bytes(30))
+    staged.write_rows(2, rows, 10)
+    again = np.empty((3, 5), "<u2")
+    staged.read_into(0, again)
+    assert again[:, 1:].tolist() == rows.tolist()
+    assert staged.size == 30
+    publication.commit()
+    assert (tmp_path / "m").read_bytes() == again.tobytes()
+
+
+def test_rows_and_rereading_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publication = Publication([tmp_path / "m"])
+    staged = publication.files[0]
+    staged.write(0, bytes(10))
+    with pytest.raises(TargetError, match="what was written is not there"):
+        staged.read_into(8, np.empty(4, np.uint8))
+
+    class Broken(files.System):
+        def read(self, fd: int, buffer: memoryview, offset: int) -> int:
+            raise OSError(errno.EIO, "broken")
+
+        def write(self, fd: int, data: memoryview, offset: int) -> int:
+            raise OSError(errno.ENOSPC, "full")
+
+    use(monkeypatch, Broken())
+    with pytest.raises(TargetError, match="m: writing failed: broken"):
+        staged.read_into(0, np.empty(4, np.uint8))
+    with pytest.raises(NoSpaceError, match="m: writing failed: full"):
+        staged.write_rows(0, np.zeros((2, 2), np.uint8), 3)
+    publication.abort()
+
+
 @pytest.mark.parametrize("old", [0, 1, 2, 3])
 def test_a_signal_at_any_call(old: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """KeyboardInterrupt may come right after a call has done its work."""
