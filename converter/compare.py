@@ -1,19 +1,47 @@
-"""Two checkpoints → what differs, name by name, piece by piece, in bounded memory."""
+"""Two checkpoints → what differs, name by name, in one pass over both and in bounded memory.
+
+Two views of one tensor may lie in their files in different orders.  They are compared box by box,
+the boxes cut so that both sides are read in long runs and every element once:
+
+    [7 7 512 4096] in the source's order ─┐
+                                          ├─► boxes of (4096, 16, 49) ─► threads ─► bits compared
+    [4096 25088]   in the target's order ─┘
+
+Details are only worked out where the bits of a block differ.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from converter.layout import Array
+from converter import layout
+from converter.errors import context
+from converter.layout import Array, View
 from converter.tensors import STRING, Checkpoint, Tensor, TensorSpec
 
-Status = Literal["equal", "missing", "extra", "shape", "dtype", "values"]
+if TYPE_CHECKING:
+    from converter.symmetry import Explanation
 
-PIECE = 64 << 20  # bytes of each of the two buffers: a permuted tensor is read once a piece
+Status = Literal["equal", "missing", "extra", "shape", "dtype", "values"]
+Progress = Callable[[str, int], None]
+
+THREADS = 2
+AHEAD = 16  # tensors whose comparison is under way
+PIECE = 40 << 20  # bytes of a box of each side: two a thread
+RUNS = (64, 512, 1024, 2048, 4096, 16384, 65536)  # elements of a row that boxes are tried with
+CALL = 10e-6  # seconds of a read, as measured,
+BYTE = 0.25e-9  # and of each of its bytes
+BLOCK = 512 << 10  # bytes of each side that are compared at once: two fit into a core's cache
+WIDE = 8  # bytes of the widest integer
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +50,7 @@ class Difference:
 
     `missing`: only the first has it; `extra`: only the second.  For `values`: how many elements
     differ, by how much at most (absolute and relative to the first's), and the C-order index of
-    the first that does.
+    the first that does.  `explanation` is what would make them equal, where that was searched for.
     """
 
     name: str
@@ -33,6 +61,7 @@ class Difference:
     max_abs: float = 0.0
     max_rel: float = 0.0
     index: tuple[int, ...] | None = None
+    explanation: Explanation | None = None
 
     @property
     def equal(self) -> bool:
@@ -46,19 +75,28 @@ def diff(
     *,
     rtol: float = 0.0,
     atol: float = 0.0,
-    progress: Callable[[str, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Difference]:
     """One `Difference` for every name of either, in the first's order, then the second's.
 
     Without tolerances equal means bit for bit (NaNs included, -0.0 is not 0.0).
     """
-    for name in first:
-        if name not in second:
-            yield Difference(name, "missing", first[name].spec)
-            continue
-        yield diff_tensors(name, first[name], second[name], rtol=rtol, atol=atol)
-        if progress is not None:
-            progress(name, first[name].spec.nbytes)
+    pending: deque[_Comparison] = deque()
+    with ThreadPoolExecutor(THREADS, "converter-diff") as pool:
+        try:
+            for name in first:
+                if name not in second:
+                    pending.append(_Comparison(Difference(name, "missing", first[name].spec)))
+                else:
+                    pair = first[name], second[name]
+                    pending.append(_started(pool, name, *pair, _Tolerance(rtol, atol)))
+                if len(pending) > AHEAD:
+                    yield pending.popleft().result(progress)
+            while pending:
+                yield pending.popleft().result(progress)
+        finally:
+            for comparison in pending:
+                comparison.cancel()
     for name in second:
         if name not in first:
             yield Difference(name, "extra", None, second[name].spec)
@@ -68,65 +106,141 @@ def diff_tensors(
     name: str, first: Tensor, second: Tensor, *, rtol: float = 0.0, atol: float = 0.0
 ) -> Difference:
     """How two tensors compare; values are read only when the specs agree."""
-    a, b = first.spec, second.spec
-    if a.shape != b.shape:
-        return Difference(name, "shape", a, b)
-    if a.dtype != b.dtype:
-        return Difference(name, "dtype", a, b)
-    if a.dtype == STRING:
-        differ = np.flatnonzero(first.numpy().reshape(-1) != second.numpy().reshape(-1))
-        found = _Found(len(differ), 0.0, 0.0, int(differ[0]) if len(differ) else -1)
-    else:
-        found = _compare_values(first, second, rtol, atol)
-    status: Status = "values" if found.count else "equal"
-    index = _index(found.first, a.shape) if found.count else None
-    return Difference(name, status, a, b, found.count, found.max_abs, found.max_rel, index)
+    with ThreadPoolExecutor(THREADS, "converter-diff") as pool:
+        return _started(pool, name, first, second, _Tolerance(rtol, atol)).result(None)
+
+
+def same(first: View, second: View) -> bool:
+    """Are two views of one shape and dtype equal bit for bit?  Stops where they are not."""
+    pair = (first, second)
+    return not any(_compare_box(pair, box, EXACT).count for box in boxes(pair, PIECE))
+
+
+# ── what differs ─────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class _Tolerance:
+    rtol: float
+    atol: float
+
+
+EXACT = _Tolerance(0.0, 0.0)
 
 
 @dataclass(slots=True)
 class _Found:
+    """What differs in a part of two tensors; `first` is a C-order position, -1 for none."""
+
     count: int = 0
     max_abs: float = 0.0
     max_rel: float = 0.0
     first: int = -1
 
+    def join(self, other: _Found) -> None:
+        """Take in what differs in another part."""
+        if other.count:
+            self.first = other.first if self.first < 0 else min(self.first, other.first)
+            self.count += other.count
+            self.max_abs = max(self.max_abs, other.max_abs)
+            self.max_rel = max(self.max_rel, other.max_rel)
 
-def _compare_values(first: Tensor, second: Tensor, rtol: float, atol: float) -> _Found:
-    size, dtype = first.spec.size, first.spec.dtype
-    step = max(first.view.chunk(PIECE), 1)
-    buffers = np.empty(min(step, size), dtype), np.empty(min(step, size), dtype)
+
+@dataclass(frozen=True)
+class _Comparison:
+    """A comparison under way: what is known of it, and the parts that are being compared."""
+
+    known: Difference
+    parts: Sequence[Future[_Found]] = ()
+
+    def result(self, progress: Progress | None) -> Difference:
+        """The outcome, waited for."""
+        found = _Found()
+        try:
+            with context(tensor=self.known.name):
+                for part in self.parts:
+                    found.join(part.result())
+        finally:
+            self.cancel()
+        spec = self.known.first
+        assert spec is not None  # noqa: S101 - only `extra` tensors have none
+        if progress is not None and self.known.status != "missing":
+            progress(self.known.name, spec.nbytes)
+        if not found.count:
+            return self.known
+        index = tuple(int(k) for k in np.unravel_index(found.first, spec.shape))
+        return replace(
+            self.known,
+            status="values",
+            count=found.count,
+            max_abs=found.max_abs,
+            max_rel=found.max_rel,
+            index=index,
+        )
+
+    def cancel(self) -> None:
+        """Stop what has not begun."""
+        for part in self.parts:
+            part.cancel()
+
+
+def _started(
+    pool: ThreadPoolExecutor, name: str, first: Tensor, second: Tensor, tolerance: _Tolerance
+) -> _Comparison:
+    a, b = first.spec, second.spec
+    if a.shape != b.shape:
+        return _Comparison(Difference(name, "shape", a, b))
+    if a.dtype != b.dtype:
+        return _Comparison(Difference(name, "dtype", a, b))
+    known = Difference(name, "equal", a, b)
+    if a.dtype == STRING:
+        return _Comparison(known, [pool.submit(_compare_strings, first, second)])
+    pair = (first.view, second.view)
+    parts = [pool.submit(_compare_box, pair, box, tolerance) for box in boxes(pair, PIECE)]
+    return _Comparison(known, parts)
+
+
+def _compare_strings(first: Tensor, second: Tensor) -> _Found:
+    differ = np.flatnonzero(first.numpy().reshape(-1) != second.numpy().reshape(-1))
+    return _Found(len(differ), 0.0, 0.0, int(differ[0])) if len(differ) else _Found()
+
+
+def _compare_box(pair: Sequence[View], box: Box, tolerance: _Tolerance) -> _Found:
+    """Compare one box of two views, block by block."""
+    a, b = (box.of(view) for view in pair)
     found = _Found()
-    for start in range(0, size, step):
-        a, b = (buffer[: min(step, size - start)] for buffer in buffers)
-        first.view.read(start, a)
-        second.view.read(start, b)
-        _compare_pieces(a, b, start, found, rtol, atol)
+    whole = not (a.contiguous and b.contiguous)
+    step = a.size if whole else min(a.size, max(1, BLOCK // a.dtype.itemsize))
+    buffers = scratch(a.dtype, step, 0), scratch(b.dtype, step, 1)
+    for start in range(0, a.size, max(step, 1)):
+        x, y = (buffer[: min(step, a.size - start)] for buffer in buffers)
+        a.read(start, x)
+        b.read(start, y)
+        # In blocks again: a box was read as one, but its comparison should stay in the cache.
+        for at in range(0, x.size, max(1, BLOCK // x.itemsize)):
+            part = slice(at, at + max(1, BLOCK // x.itemsize))
+            if not np.array_equal(_words(x[part]), _words(y[part])):
+                found.join(_details(x[part], y[part], tolerance, box, start + at))
     return found
 
 
-def _compare_pieces(  # noqa: PLR0913 - two pieces, where they are, and what equal means
-    a: Array, b: Array, start: int, found: _Found, rtol: float, atol: float
-) -> None:
-    bits = np.dtype(f"V{a.dtype.itemsize}") if a.dtype.itemsize > 8 else f"u{a.dtype.itemsize}"  # noqa: PLR2004
-    differ = np.flatnonzero(a.view(bits) != b.view(bits))
-    if not len(differ):
-        return
+def _details(a: Array, b: Array, tolerance: _Tolerance, box: Box, start: int) -> _Found:
+    """What differs between two blocks that are not the same bytes."""
+    differ = np.flatnonzero(bits(a) != bits(b))
     wide = np.complex128 if a.dtype.kind == "c" else np.float64
     x, y = a[differ].astype(wide), b[differ].astype(wide)
     with np.errstate(all="ignore"):
         gap = np.abs(x - y)
         relative = gap / np.abs(x)
-        if rtol or atol:
+        if tolerance != EXACT:
             # tolerances are wishes about numbers: equal infinities and two NaNs are close
             same = (x == y) | ((x != x) & (y != y))  # noqa: PLR0124
-            far = ~(same | (gap <= atol + rtol * np.abs(x)))
+            far = ~(same | (gap <= tolerance.atol + tolerance.rtol * np.abs(x)))
             differ, gap, relative = differ[far], gap[far], relative[far]
     if not len(differ):
-        return
-    found.first = start + int(differ[0]) if found.first < 0 else found.first
-    found.count += len(differ)
-    found.max_abs = max(found.max_abs, _largest(gap))
-    found.max_rel = max(found.max_rel, _largest(relative))
+        return _Found()
+    first = box.position(start + int(differ[0]))
+    return _Found(len(differ), _largest(gap), _largest(relative), first)
 
 
 def _largest(gaps: Array) -> float:
@@ -134,5 +248,150 @@ def _largest(gaps: Array) -> float:
     return float(np.max(np.where(np.isnan(gaps), np.inf, gaps)))
 
 
-def _index(position: int, shape: Sequence[int]) -> tuple[int, ...]:
-    return tuple(int(k) for k in np.unravel_index(position, tuple(shape)))
+def _words(array: Array) -> Array:
+    """The bytes as integers as wide as there are: nothing compares faster."""
+    return array.view("u8" if array.nbytes % WIDE == 0 else "u1")
+
+
+def bits(array: Array) -> Array:
+    """The elements' bits, one value an element."""
+    size = array.dtype.itemsize
+    return array.view(f"V{size}" if size > WIDE else f"u{size}")
+
+
+_local = threading.local()
+
+
+def scratch(dtype: np.dtype[np.generic], size: int, slot: int) -> Array:
+    """A buffer of this thread, used again by the next who asks for the slot."""
+    memory: dict[int, Array] = _local.__dict__.setdefault("memory", {})
+    if slot not in memory or memory[slot].nbytes < size * dtype.itemsize:
+        memory[slot] = np.empty(size * dtype.itemsize, np.uint8)
+    return memory[slot][: size * dtype.itemsize].view(dtype)
+
+
+# ── boxes ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """A box of a tensor whose axes are cut into factors: `cut` is a range of each factor."""
+
+    sizes: tuple[int, ...]
+    cut: tuple[slice, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The size of the box in every factor."""
+        return tuple(part.stop - part.start for part in self.cut)
+
+    def of(self, view: View) -> View:
+        """This box of a view."""
+        view = view.reshape(self.sizes)
+        for axis, part in enumerate(self.cut):
+            if part != slice(0, self.sizes[axis]):
+                view = view.take(axis, part.start, part.stop)
+        return view
+
+    def position(self, inside: int) -> int:
+        """The C-order position in the tensor of one inside of the box."""
+        if not self.sizes:
+            return 0
+        index = np.unravel_index(inside, self.shape)
+        index = tuple(i + part.start for i, part in zip(index, self.cut, strict=True))
+        return int(np.ravel_multi_index(index, self.sizes))
+
+
+def boxes(views: Sequence[View], nbytes: int) -> Iterator[Box]:
+    """Cut views of one shape into boxes of at most `nbytes`, good to read from each of them."""
+    if views[0].size == 0:
+        return
+    sizes = tuple(itertools.chain.from_iterable(factors_of(views)))
+    limit = max(1, nbytes // max(view.dtype.itemsize for view in views))
+    most = _largest_box([view.reshape(sizes) for view in views], sizes, limit)
+    axes = [
+        [slice(at, min(at + part, n)) for at in range(0, n, part)]
+        for n, part in zip(sizes, most, strict=True)
+    ]
+    yield from (Box(sizes, cut) for cut in itertools.product(*axes))
+
+
+def factors_of(views: Sequence[View]) -> list[tuple[int, ...]]:
+    """The sizes into which every axis is to be cut, so that it is plain strides in every view."""
+    return [_common(axes) for axes in zip(*(view.axes for view in views), strict=True)]
+
+
+def _common(axes: Sequence[tuple[tuple[int, int], ...]]) -> tuple[int, ...]:
+    """The factors of one axis that fit all views of it; the whole axis when none do."""
+    steps = {1}
+    for factors in axes:
+        steps |= set(itertools.accumulate((n for n, _ in reversed(factors)), int.__mul__))
+    chain = sorted(steps)
+    parts = [divmod(wide, narrow) for narrow, wide in itertools.pairwise(chain)]
+    if any(rest for _, rest in parts):
+        return (chain[-1],)
+    return tuple(n for n, _ in reversed(parts))
+
+
+def _largest_box(views: Sequence[View], sizes: Sequence[int], limit: int) -> list[int]:
+    """The cheapest of a few boxes: each begins with a run of some length for one of the views."""
+    if math.prod(sizes) <= limit:
+        return list(sizes)
+    inward = [sorted(range(len(sizes)), key=lambda axis: _stride(view, axis)) for view in views]
+    tried = []
+    for first, wanted in itertools.product(range(len(inward)), RUNS):
+        box = [1] * len(sizes)
+        for order, most in ((inward[first], wanted), *((order, limit) for order in inward)):
+            while _run(order, box, sizes) < most and _grow(order, box, sizes, limit, most):
+                pass
+        cost = sum(_cost(*each, box, sizes) for each in zip(views, inward, strict=True))
+        tried.append((cost, box))
+    return min(tried)[1]
+
+
+def _cost(view: View, order: Sequence[int], box: Sequence[int], sizes: Sequence[int]) -> float:
+    """About how many seconds it takes to read all boxes of a view: calls and bytes."""
+    size, span, covered = view.dtype.itemsize, 1, 1
+    for axis in order:
+        step = _stride(view, axis)
+        if box[axis] > 1:
+            if (step - span) * size > layout.GAP:
+                break
+            count = min(box[axis], max(1, (layout.READ_MOST // size - span) // step + 1))
+            span, covered = span + (count - 1) * step, covered * count
+            if count < box[axis]:
+                break
+    calls = math.prod(map(math.ceil, (n / part for n, part in zip(sizes, box, strict=True))))
+    calls *= math.ceil(math.prod(box) / covered)
+    return calls * (CALL + span * size * BYTE)
+
+
+def _stride(view: View, axis: int) -> int:
+    factors = view.axes[axis]
+    return abs(factors[-1][1]) if factors else 0
+
+
+def _run(order: Sequence[int], box: Sequence[int], sizes: Sequence[int]) -> int:
+    """How many elements of a box lie in one row, for a view with its axes in this order."""
+    run = 1
+    for axis in order:
+        run *= box[axis]
+        if box[axis] < sizes[axis]:
+            break
+    return run
+
+
+def _grow(
+    order: Sequence[int], box: list[int], sizes: Sequence[int], limit: int, wanted: int
+) -> bool:
+    """Grow a box along the first axis where it can; False when there is no room left."""
+    axis = next((axis for axis in order if box[axis] < sizes[axis]), None)
+    if axis is None:
+        return False
+    room = limit // (math.prod(box) // box[axis])
+    most = min(room, max(1, wanted // (_run(order, box, sizes) // box[axis])), sizes[axis])
+    grown = -(-sizes[axis] // -(-sizes[axis] // most))  # parts of nearly one size
+    if grown <= box[axis]:
+        return False
+    box[axis] = grown
+    return True
