@@ -15,6 +15,7 @@ import click
 
 from converter import __version__, errors
 from converter.cli.convert import convert
+from converter.cli.diff import diff
 from converter.cli.formats import formats
 from converter.cli.inspect import inspect
 from converter.cli.mappings import mappings
@@ -44,7 +45,7 @@ def cli() -> None:
     """Move trained weights between frameworks by declarative mapping files."""
 
 
-for command in (inspect, show, plan, convert, verify, mappings, formats):
+for command in (inspect, show, diff, plan, convert, verify, mappings, formats):
     cli.add_command(command)
 
 

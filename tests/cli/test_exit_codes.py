@@ -33,6 +33,7 @@ ROWS = [
     (0, "convert", "slim.ckpt", "slim.pt", "--overwrite"),
     (0, "convert", "slim.ckpt", "no-suffix", "--to", "tf-v1"),
     (0, "verify", "slim.ckpt", "slim.pt"),
+    (0, "diff", "slim.ckpt", "slim.pt"),
     # 1: judged and rejected
     (1, "plan", "slim.ckpt", "-m", OTHER),
     (1, "plan", "slim.ckpt", "-m", OTHER, "--format", "json"),
@@ -47,6 +48,8 @@ ROWS = [
     (1, "verify", "slim.ckpt", "trained.ckpt"),
     (1, "verify", "slim.ckpt", "slim.pt", "-m", OTHER),
     (1, "show", "strings.ckpt", "words", "-o", "words.npy"),
+    (1, "diff", "slim.ckpt", "trained.ckpt"),
+    (1, "diff", "slim.ckpt", "slim.pt", "-m", OTHER),
     # 2: usage
     (2, "no-such-command"),
     (2, "--no-such-option"),
@@ -67,6 +70,8 @@ ROWS = [
     (2, "mappings", "delete"),
     (2, "mappings", "show", "slim.pt"),
     (2, "formats", "extra"),
+    (2, "diff", "slim.ckpt"),
+    (2, "diff", "slim.ckpt", "slim.pt", "--rtol", "-1"),
     # 3: reading or writing failed
     (3, "inspect", "missing.ckpt"),
     (3, "inspect", "empty"),
@@ -84,6 +89,8 @@ ROWS = [
     (3, "verify", "slim.ckpt", "missing.pt"),
     (3, "verify", "slim.ckpt", "damaged.ckpt"),
     (3, "mappings", "show", "vgg16/missing"),
+    (3, "diff", "slim.ckpt", "missing.pt"),
+    (3, "diff", "slim.ckpt", "damaged.ckpt"),
     # 4: refused for safety
     (4, "inspect", "evil.pt"),
     (4, "show", "evil.pt", FC6),
@@ -97,6 +104,7 @@ ROWS = [
     (4, "convert", "slim.ckpt", "out.pt", "--max-memory", "1MB"),
     (4, "convert", "slim.ckpt", "out.pt", "--report", "slim-v2.ckpt.index"),
     (4, "verify", "slim.ckpt", "evil.pt"),
+    (4, "diff", "slim.ckpt", "evil.pt"),
 ]
 
 
@@ -137,6 +145,7 @@ def test_every_command_has_each_code_that_it_can_give():
         "plan": {0, 1, 2, 3, 4},
         "convert": {0, 1, 2, 3, 4},
         "verify": {0, 1, 2, 3, 4},
+        "diff": {0, 1, 2, 3, 4},
         "mappings": {0, 2, 3},
         "formats": {0, 2},
     }
