@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
@@ -117,6 +117,28 @@ class Tensor(NamedTuple):
         return self.view.numpy()
 
 
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors of known specs, each made when it is asked for: there may be 100,000 of them."""
+
+    def __init__(self, specs: Mapping[str, TensorSpec], make: Callable[[str], View]) -> None:
+        self.specs = specs
+        self._make = make
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.specs:
+            raise KeyError(name)
+        return Tensor(self._make(name))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.specs
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.specs)
+
+    def __len__(self) -> int:
+        return len(self.specs)
+
+
 @dataclass(frozen=True, eq=False)
 class Checkpoint(Mapping[str, Tensor]):
     """A read-only mapping from names to tensors, in the order of the file.
@@ -152,12 +174,50 @@ class Checkpoint(Mapping[str, Tensor]):
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
         """Every name with its spec."""
+        if isinstance(self.tensors, LazyTensors):
+            return MappingProxyType(self.tensors.specs)
         return MappingProxyType({name: tensor.spec for name, tensor in self.tensors.items()})
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors, in memory."""
         return sum(spec.nbytes for spec in self.specs.values())
+
+    def under(self, path: str) -> Self:
+        """The part below a path: under `state_dict`, `state_dict.conv.weight` is `conv.weight`.
+
+        A path ends at a dot or, where none follows it, at a slash. What is elsewhere is left out:
+        it was not asked for. Raises `NotFoundError` when there is no tensor below the path.
+        """
+        for mark in "./":
+            prefix = path.removesuffix(mark) + mark
+            names = {name[len(prefix) :]: name for name in self if name.startswith(prefix)}
+            names.pop("", None)
+            if names:
+                break
+        else:
+            tops = dict.fromkeys(name.partition(".")[0] for name in self if "." in name)
+            raise NotFoundError(
+                f"there is no tensor under '{path}'",
+                path=self.path,
+                expected=", ".join(list(tops)[:8]),
+            )
+        specs = self.specs
+        short = {name: below for below, name in names.items()}
+        ties = (tuple(short[name] for name in group if name in short) for group in self.ties)
+        return replace(
+            self,
+            tensors=LazyTensors(
+                {below: specs[name] for below, name in names.items()},
+                lambda below: self.tensors[names[below]].view,
+            ),
+            ties=tuple(group for group in ties if len(group) > 1),
+            unsupported={
+                name[len(prefix) :]: reason
+                for name, reason in self.unsupported.items()
+                if name.startswith(prefix)
+            },
+        )
 
     def close(self) -> None:
         """Close the files behind it; tensors cannot be read afterwards."""

@@ -97,11 +97,26 @@ FORMATS = (
         "PyTorch zip (torch.save)",
         (".pt", ".pth", ".bin"),
         "converter.formats.torch",
-        marks=((0, b"PK"), (0, b"\x80"), (257, b"ustar")),
+        marks=((0, b"PK"),),
+    ),
+    Format(
+        "torch-legacy",
+        "PyTorch before 1.6 (pickles, not a zip)",
+        (),
+        "converter.formats.torch_legacy",
+        writes=False,
+        marks=((0, b"\x80"), (257, b"ustar")),
     ),
     Format("tf-v2", "TensorFlow V2 (TensorBundle)", (".ckpt",), "converter.formats.tf_v2"),
     Format("tf-v1", "TensorFlow V1 (single file)", (), "converter.formats.tf_v1"),
+    Format(
+        "keras-v3",
+        "Keras 3 (.weights.h5, .keras)",
+        (".weights.h5", ".keras"),
+        "converter.formats.keras_v3",
+    ),
     Format("keras-h5", "Keras weights by layer (HDF5)", (".h5",), "converter.formats.keras_h5"),
+    Format("flax", "Flax msgpack", (".msgpack",), "converter.formats.flax"),
     Format("npz", "NumPy (.npz; .npy to read)", (".npz",), "converter.formats.npz"),
 )
 
@@ -150,13 +165,20 @@ def _describe(looked: Probe) -> str:
     return f"a file that starts with {looked.head[:16]!r}"
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Open a checkpoint of any format; reads its headers only.
+def open_checkpoint(path: str | Path, *, select: str = "") -> Checkpoint:
+    """Open a checkpoint of any format, or the part of it below `select`; reads its headers only.
 
     Raises `SourceError` or `RefusedError`.
     """
     place = Path(path)
-    return cast("Checkpoint", recognise(place).load().open(place))
+    checkpoint = cast("Checkpoint", recognise(place).load().open(place))
+    if not select:
+        return checkpoint
+    try:
+        return checkpoint.under(select)
+    except BaseException:
+        checkpoint.close()
+        raise
 
 
 def named(name: str) -> Format:

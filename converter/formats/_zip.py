@@ -46,8 +46,9 @@ _FIELD = struct.Struct("<2H")  # the head of an extra field
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF  # "see the zip64 record"
 _ENCRYPTED, _DESCRIPTOR, _UTF8 = 0x2041, 0x0008, 0x0800
 _ZIP64, _PADDING = 0x0001, 0x4246  # ids of extra fields; the second reads "FB", as torch pads
-_AHEAD = 64 << 10  # bytes of one read of local headers …
-_FEW = 16  # … when it gets at least so many of them
+_AHEAD = 64 << 10  # bytes of one read of local headers, at most …
+_FEW = 64  # … when it gets so many of them
+_TAIL = 1000  # bytes at the end in which the end record mostly is
 _DATE = 0x0021  # 1980-01-01: the same input must give the same bytes
 
 
@@ -148,9 +149,12 @@ def _inflate(file: File, member: Member, data: bytes) -> bytes:
 
 def _end(file: File, start: int, stop: int) -> _End:
     """Find the end record: the last one, which has to end exactly where the archive does."""
-    reach = max(start, stop - _END.size - _FULL16)
-    tail = file.read(reach, stop - reach)
-    at = tail.rfind(b"PK\x05\x06")
+    for comment in (_TAIL, _FULL16):  # there hardly ever is one
+        reach = max(start, stop - _END.size - comment)
+        tail = file.read(reach, stop - reach)
+        at = tail.rfind(b"PK\x05\x06")
+        if at >= 0:
+            break
     if at < 0 or len(tail) - at < _END.size:
         raise _corrupt(
             file, stop, "the end of the zip archive is missing", hint="the file was cut short"
@@ -225,7 +229,8 @@ def _local_headers(
         need = _LOCAL.size + len(entry.name) + 2 * ALIGNMENT
         if entry.header + need > base + len(data):
             later = entries[min(number + _FEW, len(entries) - 1)]
-            size = _AHEAD if later.header - entry.header < _AHEAD else need
+            span = later.header - entry.header
+            size = need + span if span < _AHEAD else need
             base = entry.header
             data = file.read(base, max(_LOCAL.size, min(size, stop - base)))
         yield entry, data, entry.header - base

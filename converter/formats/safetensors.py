@@ -18,13 +18,12 @@ start, and from there to each tensor's element size, since larger ones come firs
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,11 +39,13 @@ from converter.errors import (
     UnrepresentableError,
     context,
 )
-from converter.files import File, Publication, Region, StagedFile
+from converter.files import File, Region, StagedFile
 from converter.formats import Probe
 from converter.formats._names import name_problem, shown
+from converter.formats._pickle import no_collections
+from converter.formats._sink import FileSink
 from converter.layout import View
-from converter.tensors import Checkpoint, Tensor, TensorSpec, dtype_name
+from converter.tensors import Checkpoint, LazyTensors, TensorSpec, dtype_name
 
 MAX_HEADER = 100_000_000  # bytes
 MAX_RANK = 32
@@ -104,7 +105,7 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the contract of a format
     """
     file = File(path)
     try:
-        with context(path=path), _no_collections():
+        with context(path=path), no_collections():
             start, header = _read_header(file)
             metadata = _read_metadata(header.pop(METADATA, None))
             entries = _check_entries(header)
@@ -113,8 +114,13 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the contract of a format
     except BaseException:
         file.close()
         raise
+    specs = {
+        name: TensorSpec(shape, dtype)
+        for name, (code, shape, _, _) in entries.items()
+        if (dtype := _ELEMENTS[code].dtype) is not None
+    }
     return Checkpoint(
-        _Tensors(file, start, entries),
+        LazyTensors(specs, lambda name: _view(file, start, entries[name], name)),
         format="safetensors",
         path=path,
         metadata=metadata,
@@ -126,34 +132,15 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the contract of a format
 _Entry = tuple[str, tuple[int, ...], int, int]  # dtype, shape, [begin, end) after the header
 
 
-class _Tensors(Mapping[str, Tensor]):
-    """Makes a tensor when it is asked for: there may be hundreds of thousands."""
-
-    def __init__(self, file: File, start: int, entries: dict[str, _Entry]) -> None:
-        self._file = file
-        self._start = start
-        self._entries = entries
-
-    def __getitem__(self, name: str) -> Tensor:
-        code, shape, begin, end = self._entries[name]
-        dtype = _ELEMENTS[code].dtype or np.dtype(np.uint8)
-        offset = self._start + begin
-        if code == "F4":
-            halves = _Halves(
-                Region(self._file, offset, np.dtype(np.uint8), end - begin, tensor=name)
-            )
-            return Tensor(View.over(halves, shape))
-        region = Region(self._file, offset, dtype, math.prod(shape), tensor=name)
-        return Tensor(View.over(region, shape))
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._entries
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
-
-    def __len__(self) -> int:
-        return len(self._entries)
+def _view(file: File, start: int, entry: _Entry, name: str) -> View:
+    code, shape, begin, end = entry
+    dtype = _ELEMENTS[code].dtype
+    if dtype is None:
+        raise ValueError("a tensor without a dtype has no view")
+    region = partial(Region, file, start + begin, tensor=name)
+    if code == "F4":
+        return View.over(_Halves(region(np.dtype(np.uint8), end - begin)), shape)
+    return View.over(region(dtype, math.prod(shape)), shape)
 
 
 class _Halves:
@@ -173,18 +160,6 @@ class _Halves:
         np.bitwise_and(packed, 15, out=low)
         np.right_shift(packed, 4, out=high)
         out.view(np.uint8)[...] = pairs.reshape(-1)[start - 2 * first :][: out.size]
-
-
-@contextlib.contextmanager
-def _no_collections() -> Iterator[None]:
-    """Spare a large header the garbage collector, which costs a third more and finds nothing."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _read_header(file: File) -> tuple[int, dict[str, Any]]:
@@ -320,27 +295,42 @@ def problem(name: str, spec: TensorSpec) -> str:
     return ""
 
 
-def create(
+def body(
     path: Path,
     specs: Mapping[str, TensorSpec],
-    *,
     metadata: Mapping[str, str],
     ties: Sequence[Sequence[str]],  # noqa: ARG001 - see below
-    overwrite: bool,
-) -> _Sink:
-    """A sink for one file.
+) -> Body:
+    """What goes into the file `path`; raises `UnrepresentableError`.
 
     Names that were tied are each written in full: the format cannot say that two share bytes,
     and whoever reads the file may ask for any of them.
-
-    Raises `UnrepresentableError`, `TargetExistsError`, `NoSpaceError`, `TargetError`.
     """
     with context(path=path):
         for name, spec in specs.items():
             if trouble := problem(name, spec):
                 raise UnrepresentableError(trouble, tensor=shown(name))
-        header, places = _lay_out(specs, metadata)
-    return _Sink(path, header, places, overwrite=overwrite)
+        return Body(*_lay_out(specs, metadata))
+
+
+def create(
+    path: Path,
+    specs: Mapping[str, TensorSpec],
+    *,
+    metadata: Mapping[str, str],
+    ties: Sequence[Sequence[str]],
+    overwrite: bool,
+) -> FileSink:
+    """A sink for one file.
+
+    Raises `UnrepresentableError`, `TargetExistsError`, `NoSpaceError`, `TargetError`.
+    """
+    return FileSink({path: body(path, specs, metadata, ties)}, overwrite=overwrite)
+
+
+def stored_nbytes(spec: TensorSpec) -> int:
+    """Bytes of a tensor in a file."""
+    return spec.size * _ELEMENTS[_CODES[spec.dtype]].bits // 8
 
 
 class _Place(NamedTuple):
@@ -349,35 +339,35 @@ class _Place(NamedTuple):
     end: int
 
 
-class _Sink:
-    def __init__(
-        self, path: Path, header: bytes, places: dict[str, _Place], *, overwrite: bool
-    ) -> None:
-        nbytes = max((place.end for place in places.values()), default=len(header))
-        self.order = tuple(places)
-        self.files = (path,)
+class Body:
+    """The content of a file: its header, and every tensor at its place."""
+
+    def __init__(self, header: bytes, places: dict[str, _Place]) -> None:
+        self.order: Sequence[str] = tuple(places)
+        self.names: Iterable[str] = self.order
+        self.nbytes = max((place.end for place in places.values()), default=len(header))
+        self._header = header
         self._places = places
         self._missing = set(places)
-        self._publication = Publication([path], overwrite=overwrite, nbytes=nbytes)
-        try:
-            self._staged = self._publication.files[0]
-            self._staged.write(0, header)
-        except BaseException:
-            self.abort()
-            raise
 
-    def place(self, name: str) -> tuple[StagedFile, int] | None:
+    def begin(self, staged: StagedFile) -> None:
+        """Write the header."""
+        self._staged = staged
+        staged.write(0, self._header)
+
+    def place(self, name: str) -> int | None:
         """Where a tensor's elements lie; nowhere, where two of them share a byte."""
         spec, begin, _ = self._places[name]
-        return None if spec.dtype == _F4 else (self._staged, begin)
+        return None if spec.dtype == _F4 else begin
 
-    def write(self, name: str, chunks: Iterable[NDArray[Any]], *, placed: bool = False) -> None:
+    def write(self, name: str, chunks: Iterable[NDArray[Any]], *, placed: bool) -> None:
         """Take a tensor as consecutive 1-D pieces, at its place in the file."""
         if placed:  # there is no checksum, so there is nothing left to do
             self._missing.discard(name)
             return
-        spec, offset, end = self._places[name]
-        with context(path=self.files[0], tensor=name):
+        spec, begin, end = self._places[name]
+        offset, path = begin, self._staged.target
+        with context(path=path, tensor=name):
             for piece in _stored(spec.dtype, chunks):
                 if offset + piece.nbytes <= end:
                     self._staged.write(offset, piece)
@@ -385,25 +375,18 @@ class _Sink:
         if offset != end:
             raise TargetError(
                 "the pieces of a tensor do not add up",
-                path=self.files[0],
+                path=path,
                 tensor=name,
-                expected=f"{spec}, {end - self._places[name].begin} bytes",
-                found=f"{offset - self._places[name].begin} bytes",
+                expected=f"{spec}, {end - begin} bytes",
+                found=f"{offset - begin} bytes",
             )
         self._missing.discard(name)
 
-    def commit(self) -> None:
-        """Publish; raises `TargetError` when a tensor was never written."""
+    def finish(self) -> None:
+        """Raise `TargetError` when a tensor was never written."""
         if self._missing:
-            self.abort()
-            raise TargetError(
-                "tensors were not written", path=self.files[0], tensor=min(self._missing)
-            )
-        self._publication.commit()
-
-    def abort(self) -> None:
-        """Leave nothing behind."""
-        self._publication.abort()
+            path = self._staged.target
+            raise TargetError("tensors were not written", path=path, tensor=min(self._missing))
 
 
 def _lay_out(
