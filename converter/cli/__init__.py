@@ -21,6 +21,7 @@ from converter.cli.inspect import inspect
 from converter.cli.mappings import mappings
 from converter.cli.output import hint, print_diagnostics
 from converter.cli.plan import plan
+from converter.cli.roundtrip import roundtrip
 from converter.cli.show import show
 from converter.cli.verify import verify
 
@@ -45,7 +46,7 @@ def cli() -> None:
     """Move trained weights between frameworks by declarative mapping files."""
 
 
-for command in (inspect, show, diff, plan, convert, verify, mappings, formats):
+for command in (inspect, show, diff, plan, convert, verify, roundtrip, mappings, formats):
     cli.add_command(command)
 
 

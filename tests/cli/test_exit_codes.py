@@ -34,6 +34,7 @@ ROWS = [
     (0, "convert", "slim.ckpt", "no-suffix", "--to", "tf-v1"),
     (0, "verify", "slim.ckpt", "slim.pt"),
     (0, "diff", "slim.ckpt", "slim.pt"),
+    (0, "roundtrip", "slim.ckpt", "-m", MAPPING),
     # 1: judged and rejected
     (1, "plan", "slim.ckpt", "-m", OTHER),
     (1, "plan", "slim.ckpt", "-m", OTHER, "--format", "json"),
@@ -50,6 +51,7 @@ ROWS = [
     (1, "show", "strings.ckpt", "words", "-o", "words.npy"),
     (1, "diff", "slim.ckpt", "trained.ckpt"),
     (1, "diff", "slim.ckpt", "slim.pt", "-m", OTHER),
+    (1, "roundtrip", "slim.ckpt", "-m", "lossy.yaml"),
     # 2: usage
     (2, "no-such-command"),
     (2, "--no-such-option"),
@@ -72,6 +74,7 @@ ROWS = [
     (2, "formats", "extra"),
     (2, "diff", "slim.ckpt"),
     (2, "diff", "slim.ckpt", "slim.pt", "--rtol", "-1"),
+    (2, "roundtrip", "slim.ckpt"),
     # 3: reading or writing failed
     (3, "inspect", "missing.ckpt"),
     (3, "inspect", "empty"),
@@ -91,6 +94,7 @@ ROWS = [
     (3, "mappings", "show", "vgg16/missing"),
     (3, "diff", "slim.ckpt", "missing.pt"),
     (3, "diff", "slim.ckpt", "damaged.ckpt"),
+    (3, "roundtrip", "missing.ckpt", "-m", MAPPING),
     # 4: refused for safety
     (4, "inspect", "evil.pt"),
     (4, "show", "evil.pt", FC6),
@@ -105,6 +109,7 @@ ROWS = [
     (4, "convert", "slim.ckpt", "out.pt", "--report", "slim-v2.ckpt.index"),
     (4, "verify", "slim.ckpt", "evil.pt"),
     (4, "diff", "slim.ckpt", "evil.pt"),
+    (4, "roundtrip", "evil.pt", "-m", MAPPING),
 ]
 
 
@@ -146,6 +151,7 @@ def test_every_command_has_each_code_that_it_can_give():
         "convert": {0, 1, 2, 3, 4},
         "verify": {0, 1, 2, 3, 4},
         "diff": {0, 1, 2, 3, 4},
+        "roundtrip": {0, 1, 2, 3, 4},
         "mappings": {0, 2, 3},
         "formats": {0, 2},
     }
