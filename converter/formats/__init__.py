@@ -115,9 +115,21 @@ FORMATS = (
         (".weights.h5", ".keras"),
         "converter.formats.keras_v3",
     ),
-    Format("keras-h5", "Keras weights by layer (HDF5)", (".h5",), "converter.formats.keras_h5"),
+    Format(
+        "keras-h5",
+        "Keras weights by layer (HDF5)",
+        (".h5",),
+        "converter.formats.keras_h5",
+        marks=((0, b"\x89HDF"),),
+    ),
     Format("flax", "Flax msgpack", (".msgpack",), "converter.formats.flax"),
-    Format("npz", "NumPy (.npz; .npy to read)", (".npz",), "converter.formats.npz"),
+    Format(
+        "npz",
+        "NumPy (.npz; .npy to read)",
+        (".npz",),
+        "converter.formats.npz",
+        marks=((0, b"PK"), (0, b"\x93NUMPY")),
+    ),
 )
 
 PROBE_BYTES = 512

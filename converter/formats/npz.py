@@ -542,18 +542,23 @@ class _Sink:
         sizes = {f"{n}.npy": len(_header(spec)) + spec.nbytes for n, spec in specs.items()}
         layout = ZipLayout(sizes)
         self._publication = Publication([path], overwrite=overwrite, nbytes=layout.nbytes)
-        self._zip = ZipWriter(self._publication.files[0], layout)
+        self._staged = self._publication.files[0]
+        self._zip = ZipWriter(self._staged, layout)
 
-    def place(self, name: str) -> tuple[StagedFile, int] | None:
-        """Nowhere: the checksum wants the pieces in order."""
-        return None
+    def place(self, name: str) -> tuple[StagedFile, int]:
+        """Where a tensor's elements lie: after its header."""
+        return self._staged, self._zip.offset(f"{name}.npy") + len(_header(self._specs[name]))
 
     def write(self, name: str, chunks: Iterable[NDArray[Any]], *, placed: bool = False) -> None:
         """Take a tensor as consecutive 1-D pieces."""
         spec = self._specs[name]
         with context(tensor=name):
             pieces = _checked(chunks, spec.dtype)
-            self._zip.write(f"{name}.npy", itertools.chain([_header(spec)], pieces))
+            header = _header(spec)
+            member = f"{name}.npy"
+            if placed:
+                self._staged.write(self._zip.offset(member), header)
+            self._zip.write(member, itertools.chain([header], pieces), placed=placed)
 
     def commit(self) -> None:
         """Publish; raises `TargetError` when a tensor was never written."""

@@ -17,6 +17,7 @@ import pytest
 from conformance import NUMPY, Array, Arrays, FormatConformance, differences, make, read, same
 
 from converter import formats
+from converter.engine import save
 from converter.errors import (
     ChecksumError,
     ConverterError,
@@ -28,7 +29,8 @@ from converter.errors import (
     UnsafeContentError,
 )
 from converter.formats import npz
-from converter.tensors import TensorSpec, dtype_of
+from converter.layout import View
+from converter.tensors import Checkpoint, Tensor, TensorSpec, dtype_of
 
 
 class TestNpz(FormatConformance):
@@ -368,3 +370,13 @@ def test_a_bit_flipped_in_a_compressed_archive(tmp_path: Path) -> None:
         except ConverterError:
             continue
         assert list(found) != ["w"] or same(found["w"], array)
+
+
+@pytest.mark.parametrize("target", ["m.npz", "m.h5", "m.weights.h5", "m.keras", "m.msgpack"])
+def test_a_tensor_written_out_of_order(target: str, tmp_path: Path) -> None:
+    """The engine writes what is turned at its place, and then asks for the checksum."""
+    array = make("float32", (300, 7, 500))
+    view = View.of(array).transpose((2, 1, 0))
+    source = Checkpoint({"l/w": Tensor(view)}, metadata={"config.json": "{}"})
+    save(source, tmp_path / target, max_memory=122 << 20)
+    assert differences(read(tmp_path / target), {"l/w": array.transpose(2, 1, 0)}) == []
