@@ -228,8 +228,8 @@ def _details(a: Array, b: Array, tolerance: _Tolerance, box: Box, start: int) ->
     """What differs between two blocks that are not the same bytes."""
     differ = np.flatnonzero(bits(a) != bits(b))
     wide = np.complex128 if a.dtype.kind == "c" else np.float64
-    x, y = a[differ].astype(wide), b[differ].astype(wide)
     with np.errstate(all="ignore"):
+        x, y = a[differ].astype(wide), b[differ].astype(wide)
         gap = np.abs(x - y)
         relative = gap / np.abs(x)
         if tolerance != EXACT:
