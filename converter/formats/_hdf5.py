@@ -445,9 +445,9 @@ class _Reader:
             elif kind == _LINK:
                 yield _link(body)
             elif kind == _LINKS:
-                heap = struct.unpack_from("<Q", body, 10 if body[1] & 1 else 2)[0]
+                heap, tree = struct.unpack_from("<QQ", body, 10 if body[1] & 1 else 2)
                 if heap != UNDEFINED:
-                    raise UnsupportedError(_LATEST, hint=_LATEST_HINT)
+                    yield from self._dense(heap, tree)
 
     def _symbols(self, tree: int, heap: int) -> Iterator[tuple[str, int]]:
         head = self._read(heap, 32)
@@ -469,6 +469,56 @@ class _Reader:
                 if cache == 2:  # noqa: PLR2004 - the entry is a path
                     raise _unsafe_link("soft", name)
                 yield _checked_name(name), address
+
+    # Many members with names that are not ASCII: link messages in a fractal heap, found through a
+    # B-tree of version 2 whose records are a hash and the place in the heap.
+
+    def _dense(self, heap: int, tree: int) -> Iterator[tuple[str, int]]:
+        links = _Heap.of(self._read(heap, 142))
+        blocks = [links.root]
+        if links.rows:
+            head = 13 + links.offset_bytes
+            count = links.rows * links.width
+            data = self._read(links.root + head, 8 * count)
+            blocks = list(struct.unpack(f"<{count}Q", data))
+        for record in self._records(tree):
+            place = int.from_bytes(record[5 : 5 + links.offset_bytes], "little")
+            size = int.from_bytes(record[5 + links.offset_bytes :], "little")
+            number, inside = links.block(place)
+            if record[4] or number >= len(blocks):
+                raise UnsupportedError(_LATEST, hint=_LATEST_HINT)
+            yield _link(self._read(blocks[number] + inside, size))
+
+    def _records(self, address: int) -> Iterator[bytes]:
+        """The records of a B-tree of version 2."""
+        head = self._read(address, 34)
+        node, width, depth = struct.unpack_from("<IHH", head, 6)
+        root, count = struct.unpack_from("<QH", head, 16)
+        if not head.startswith(b"BTHD") or not width or node > MAX_BLOCK:
+            raise CorruptFileError("the index of a group is broken", found=head[:8])
+        if count:
+            yield from self._nodes(root, count, depth, _widths(node, width, depth), set())
+
+    def _nodes(
+        self, address: int, count: int, depth: int, widths: _Widths, seen: set[int]
+    ) -> Iterator[bytes]:
+        if address in seen:
+            raise CorruptFileError("the index of a group is broken: it is inside itself")
+        seen.add(address)
+        head = self._read(address, 6)
+        if not head.startswith(b"BTIN" if depth else b"BTLF"):
+            raise CorruptFileError("the index of a group is broken", found=head)
+        data = self._read(address + 6, count * widths.record)
+        yield from (data[at : at + widths.record] for at in range(0, len(data), widths.record))
+        if not depth:
+            return
+        few, all_of = widths.counts[depth - 1], widths.totals[depth - 1]
+        size = 8 + few + all_of
+        children = self._read(address + 6 + len(data), (count + 1) * size)
+        for at in range(0, len(children), size):
+            child = int.from_bytes(children[at : at + 8], "little")
+            records = int.from_bytes(children[at + 8 : at + 8 + few], "little")
+            yield from self._nodes(child, records, depth - 1, widths, seen)
 
     def _tree(self, address: int, kind: int, key: int) -> Iterator[Any]:
         """The leaves of a B-tree: addresses for groups, (key, address) for chunks."""
@@ -713,6 +763,59 @@ class _Reader:
                 found=f"{len(data)} bytes",
             )
         return data
+
+
+class _Heap(NamedTuple):
+    """A fractal heap: blocks in rows of `width`, of which each but the second is twice as large."""
+
+    offset_bytes: int
+    width: int
+    first: int  # bytes of a block of the first row
+    root: int
+    rows: int  # 0: the root is the only block
+
+    @classmethod
+    def of(cls, head: bytes) -> _Heap:
+        """The heap of a header; `UnsupportedError` when it is compressed or very large."""
+        width, first, largest, bits = struct.unpack_from("<HQQH", head, 110)
+        root, rows = struct.unpack_from("<QH", head, 132)
+        if not head.startswith(b"FRHP") or not width or not first or first & (first - 1):
+            raise CorruptFileError("the names of a group are missing", found=head[:8])
+        if head[7:9] != b"\0\0" or (rows and first << max(0, rows - 2) > largest):
+            raise UnsupportedError(_LATEST, hint=_LATEST_HINT)
+        return cls((bits + 7) // 8, width, first, root, rows)
+
+    def block(self, place: int) -> tuple[int, int]:
+        """The number of the block, and the place in it."""
+        if not self.rows:
+            return 0, place
+        row = (place // (self.width * self.first)).bit_length()
+        size = self.first << max(0, row - 1)
+        start = self.width * size if row else 0
+        return row * self.width + (place - start) // size, (place - start) % size
+
+
+class _Widths(NamedTuple):
+    """Bytes of a record, and of the counts in pointers to nodes of each level."""
+
+    record: int
+    counts: list[int]
+    totals: list[int]
+
+
+def _widths(node: int, record: int, depth: int) -> _Widths:
+    most = total = (node - 10) // record
+    counts, totals = [_bytes_for(most)], [0]
+    for _ in range(min(depth, 16) - 1):
+        most = (node - 10 - (8 + counts[-1] + totals[-1])) // (record + 8 + counts[-1] + totals[-1])
+        total = (most + 1) * total + most
+        counts.append(_bytes_for(most))
+        totals.append(_bytes_for(total))
+    return _Widths(record, counts, totals)
+
+
+def _bytes_for(number: int) -> int:
+    return max(1, (max(number, 0).bit_length() + 7) // 8)
 
 
 _LATEST = "it is stored in a way that other programs than Keras choose"

@@ -189,13 +189,28 @@ def test_a_foreign_filter_is_listed(tmp_path: Path) -> None:  # h5_unknown_filte
     assert "filter 32015" in unsupported(make_it, tmp_path / "m.h5")
 
 
-@pytest.mark.parametrize("options", [{"libver": "latest"}, {"track_order": True}])
-def test_layouts_of_other_programs(options: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [{"libver": "latest"}, {"track_order": True}, {}])
+@pytest.mark.parametrize("count", [9, 60, 600, 5000])
+def test_many_members_by_another_index(options: dict[str, Any], count: int, tmp_path: Path) -> None:
+    """A group with names that are not ASCII is stored in another way, once it has nine members."""
     with h5py.File(tmp_path / "m.h5", "w", **options) as file:
+        for number in range(count):
+            file[f"größe_{number}"] = number
+        for number in range(0, count, 7):
+            del file[f"größe_{number}"]
+    expected = {f"größe_{n}": n for n in range(count) if n % 7}
+    assert {name: int(value) for name, value in read(tmp_path / "m.h5").items()} == expected
+
+
+def test_layouts_of_other_programs(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "m.h5", "w", libver="latest") as file:
         for number in range(20):
-            file[f"{number}"] = number
+            file.attrs[f"{number}"] = number
     with pytest.raises(UnsupportedError, match=r"(?s)other programs than Keras.*without libver"):
         tree(tmp_path / "m.h5")
+    with h5py.File(tmp_path / "m.h5", "w", libver="latest") as file:
+        file.create_dataset("x", data=np.arange(9), chunks=(2,))
+    assert "other programs than Keras" in str(read(tmp_path / "m.h5")["x"])
 
 
 # ── hostile files ────────────────────────────────────────────────────────────────────────────
@@ -335,6 +350,8 @@ def test_mutants(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "v.h5", "w", libver="latest") as file:
         file["a/b/w:0"] = np.arange(12.0).reshape(3, 4)
         file.attrs["text"] = "abc"
+        for number in range(60):
+            file[f"ü/{number}"] = number
     rng = random.Random(7)  # noqa: S311
     counts = {"values": 0, "errors": 0}
     for name in ("m.h5", "v.h5"):
