@@ -36,6 +36,7 @@ class Diagnostic(NamedTuple):
     """One finding about a mapping or a plan, where it is and what to do about it.
 
     `line` and `column` count from 1; `end_column` is exclusive; 0 means that the place is unknown.
+    `fix` is the text that should stand at the place instead, where only one is meant.
     """
 
     code: str
@@ -49,6 +50,7 @@ class Diagnostic(NamedTuple):
     found: str = ""
     hint: str = ""
     tensor: str = ""
+    fix: str | None = None
 
     @property
     def position(self) -> str:

@@ -12,7 +12,15 @@ from pydantic import ValidationError
 from converter.errors import Diagnostic, MappingError, NotFoundError
 from converter.language import names, yaml
 from converter.language.groups import GROUPS
-from converter.language.model import DropModel, MakeModel, MappingModel, RuleModel, listed, op_names
+from converter.language.model import (
+    DropModel,
+    ExampleModel,
+    MakeModel,
+    MappingModel,
+    RuleModel,
+    listed,
+    op_names,
+)
 from converter.language.rules import Drop, Make, Place, Rule, Rules
 from converter.ops import OPS, Op
 from converter.ops.pieces import Split
@@ -23,7 +31,9 @@ _STAND_INS: dict[str, dict[str, str]] = {  # for entries that the schema refuses
     "rules": {"source": "", "target": ""},
     "drop": {"source": "", "because": "-"},
     "make": {"target": ""},
+    "tests": {"rule": 0, "in": 0, "out": 0},
 }
+SURE = 0.8  # likeness of a word to the one that `lint --fix` puts in its place
 
 
 def shipped() -> Path:
@@ -73,14 +83,23 @@ def load(name: str | Path, sizes: Mapping[str, int] | None = None) -> Rules:
 
 def loads(text: str, path: Path | None = None, sizes: Mapping[str, int] | None = None) -> Rules:
     """`load` for a text; `path` is what diagnostics name."""
-    compiler = _Compiler(path, _document(text, path))
-    rules = compiler.compile(sizes or {})
-    if compiler.problems:
-        raise MappingError(sorted(compiler.problems, key=lambda d: (d.line, d.column)))
+    rules, problems = examine(read(text, path), path, sizes)
+    if problems:
+        raise MappingError(problems)
     return rules
 
 
-def _document(text: str, path: Path | None) -> yaml.Document:
+def examine(
+    document: yaml.Document, path: Path | None, sizes: Mapping[str, int] | None = None
+) -> tuple[Rules, list[Diagnostic]]:
+    """The rules of a document, as far as they can be read, and every problem, by place."""
+    compiler = _Compiler(path, document)
+    rules = compiler.compile(sizes or {})
+    return rules, sorted(compiler.problems, key=lambda d: (d.line, d.column))
+
+
+def read(text: str, path: Path | None) -> yaml.Document:
+    """The document; `MappingError` when it is no YAML."""
     try:
         return yaml.load(text)
     except yaml.YamlError as error:
@@ -169,12 +188,13 @@ class _Compiler:
     def schema_problem(self, detail: Any) -> None:
         """Note one of pydantic's findings in our words, at its place."""
         path = tuple(part for part in detail["loc"] if part not in ("str", "list[str]"))
-        kind, hint, expected = detail["type"], "", ""
+        kind, hint, expected, fix = detail["type"], "", "", None
         message = detail["msg"].removeprefix("Value error, ")
         if kind == "extra_forbidden":
             message = f"unknown key '{path[-1]}'"
             known = _fields_at(path[:-1])
             hint = _nearest(str(path[-1]), known)
+            fix = self.fix(path, known)
             expected = ", ".join(known)
         elif kind == "missing":
             message, path = f"'{path[-1]}' is missing", path[:-1]
@@ -182,7 +202,13 @@ class _Compiler:
             message = "expected words and values, as in `key: value`"
         place = self.place(*path, key=kind == "extra_forbidden")
         if kind == "missing" or not self.noted("MAP002", place):
-            self.problem("MAP002", message, place, hint=hint, expected=expected)
+            self.problem("MAP002", message, place, hint=hint, expected=expected, fix=fix)
+
+    def fix(self, path: tuple[str | int, ...], known: Iterable[str]) -> str | None:
+        """The one key that is meant, when there is no doubt and it does not stand there already."""
+        near = difflib.get_close_matches(str(path[-1]), list(known), 2, SURE)
+        taken = len(near) == 1 and (*path[:-1], near[0]) in self.document.keys
+        return near[0] if len(near) == 1 and not taken else None
 
     def noted(self, code: str, place: Place) -> bool:
         """Was this said of that place?  Each branch of a union says it."""
@@ -334,6 +360,7 @@ class _Compiler:
                 self.place(*path, key=True),
                 expected=", ".join(op_names()),
                 hint=hint,
+                fix=self.fix(path, op_names()),
             )
             return None
         try:
@@ -348,17 +375,20 @@ class _Compiler:
         cause = detail.get("ctx", {}).get("error")
         nested = isinstance(self.document_at(path), dict)  # else it is the short form, of one field
         where = (*path, *detail["loc"]) if nested else (*path, *detail["loc"][1:])
-        message, hint = detail["msg"].removeprefix("Value error, "), ""
+        message, hint, fix = detail["msg"].removeprefix("Value error, "), "", None
         place = self.place(*where, offset=getattr(cause, "offset", 0))
         if detail["type"] == "extra_forbidden":
             message, place = f"unknown key '{where[-1]}'", self.place(*where, key=True)
             fields = OPS[word].model_fields
-            hint = _nearest(str(where[-1]), [info.alias or name for name, info in fields.items()])
+            known = [info.alias or name for name, info in fields.items()]
+            hint = _nearest(str(where[-1]), known)
+            fix = self.fix(where, known)
         elif detail["type"] == "missing":
             message, place = f"'{where[-1]}' is missing", self.place(*path)
         if detail["type"] == "missing" or not self.noted("MAP103", place):
             expected = OPS[word].about
-            self.problem("MAP103", f"{word}: {message}", place, expected=expected, hint=hint)
+            text = f"{word}: {message}"
+            self.problem("MAP103", text, place, expected=expected, hint=hint, fix=fix)
 
     def document_at(self, path: tuple[str | int, ...]) -> Any:
         """The data at a path."""
@@ -426,6 +456,7 @@ def _fields_at(path: tuple[str | int, ...]) -> list[str]:
         "rules": RuleModel,
         "drop": DropModel,
         "make": MakeModel,
+        "tests": ExampleModel,
     }
     top = path[0] if path else ""
     if top in ("source", "target"):

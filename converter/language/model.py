@@ -99,6 +99,37 @@ class MakeModel(_Model):
         return self
 
 
+class ExampleModel(_Model):
+    """What a rule makes of small arrays, for `mappings test`."""
+
+    rule: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="which rule of this file, from 0"
+    )
+    source: str | None = Field(default=None, description="or: a name that the rule takes")
+    target: str | list[str] | None = Field(
+        default=None, description="the names that it makes of `source`"
+    )
+    given: Any = Field(alias="in", description="the array; several, in a list, for several sources")
+    expected: Any = Field(alias="out", description="the array; several, in a list, for several")
+    dtype: str = Field(default="float32", description="NumPy name")
+    about: str = Field(default="", description="what it shows")
+
+    @field_validator("dtype")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if numeric(value).kind == "O":
+            raise ValueError("strings are not mapped")
+        return value
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.rule is None) == (self.source is None):
+            raise ValueError("give one of `rule` and `source`")
+        if self.target is not None and self.source is None:
+            raise ValueError("`target` goes with `source`")
+        return self
+
+
 class MappingModel(_Model):
     """A mapping file."""
 
@@ -114,6 +145,7 @@ class MappingModel(_Model):
     rules: list[RuleModel] = Field(description="their order means nothing")
     drop: list[DropModel] = Field(default_factory=list)
     make: list[MakeModel] = Field(default_factory=list)
+    tests: list[ExampleModel] = Field(default_factory=list, description="run by `mappings test`")
 
 
 def listed(value: str | list[str]) -> list[str]:
