@@ -231,7 +231,7 @@ def _details(a: Array, b: Array, tolerance: _Tolerance, box: Box, start: int) ->
     with np.errstate(all="ignore"):
         x, y = a[differ].astype(wide), b[differ].astype(wide)
         gap = np.abs(x - y)
-        relative = gap / np.abs(x)
+        relative = np.where(gap == 0, 0, gap / np.abs(x))  # of 0 and -0, for one
         if tolerance != EXACT:
             # tolerances are wishes about numbers: equal infinities and two NaNs are close
             same = (x == y) | ((x != x) & (y != y))  # noqa: PLR0124
