@@ -110,6 +110,12 @@ FORMATS = (
     Format("tf-v2", "TensorFlow V2 (TensorBundle)", (".ckpt",), "converter.formats.tf_v2"),
     Format("tf-v1", "TensorFlow V1 (single file)", (), "converter.formats.tf_v1"),
     Format(
+        "sharded",
+        "safetensors or PyTorch shards with an index",
+        (".safetensors.index.json", ".bin.index.json"),
+        "converter.formats.sharded",
+    ),
+    Format(
         "keras-v3",
         "Keras 3 (.weights.h5, .keras)",
         (".weights.h5", ".keras"),
@@ -221,11 +227,15 @@ def create(  # noqa: PLR0913 - what a target must know before its first byte
     metadata: Mapping[str, str] | None = None,
     ties: Sequence[Sequence[str]] = (),
     overwrite: bool = False,
+    shard_nbytes: int | None = None,
 ) -> Sink:
     """A sink of the given format; refuses before it makes any file.
 
+    With `shard_nbytes`, a set of shards and an index where the tensors are more bytes than that.
+
     Raises `UnrepresentableError`, `TargetExistsError`, `TargetError`.
     """
-    module = row.load()
-    sink = module.create(path, specs, metadata=metadata or {}, ties=ties, overwrite=overwrite)
-    return cast("Sink", sink)
+    options: dict[str, Any] = {"metadata": metadata or {}, "ties": ties, "overwrite": overwrite}
+    if shard_nbytes is not None:
+        row, options["shard_nbytes"] = named("sharded"), shard_nbytes
+    return cast("Sink", row.load().create(path, specs, **options))

@@ -466,7 +466,10 @@ def _get(machine: Unpickler) -> None:
 def _put_far(machine: Unpickler) -> None:
     at = machine.position
     machine.position = at + 4
-    machine.put(int.from_bytes(machine.data[at : at + 4], "little"))
+    memo = machine.memo
+    if len(memo) >= MAX_MEMO:
+        raise machine.limit(f"{MAX_MEMO} remembered values")
+    memo[int.from_bytes(machine.data[at : at + 4], "little")] = machine.stack[-1]
 
 
 def _get_far(machine: Unpickler) -> None:

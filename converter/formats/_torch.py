@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from converter.errors import CorruptFileError, LimitError, UnsupportedError, context
+from converter.errors import ConverterError, CorruptFileError, LimitError, UnsupportedError
 from converter.files import Checksum, File, Region
 from converter.formats._names import name_problem, shown
 from converter.formats._pickle import CONTAINERS, Stub, StubObject, Table
@@ -522,8 +522,11 @@ class Storages:
         return stored.numel // dtype.itemsize if stored.kind == UNTYPED else stored.numel
 
     def _placed(self, stored: Stored, name: str) -> Place:
-        with context(tensor=name):
+        try:
             return self._place(stored)
+        except ConverterError as error:
+            error.tensor = name
+            raise
 
     def _storage(self, stored: Stored, dtype: np.dtype[Any], name: str) -> Storage:
         """One storage per record and dtype, so that its checksum is verified once."""

@@ -68,7 +68,7 @@ class Body:
         ties: Sequence[Sequence[str]],
     ) -> None:
         self._specs = specs
-        first = _leaders(specs, ties)
+        first = leaders(specs, ties)
         self.order: Sequence[str] = list(dict.fromkeys(first.values()))
         self.names: Iterable[str] = tuple(specs)
         keys = {name: str(number) for number, name in enumerate(self.order)}
@@ -140,7 +140,7 @@ def create(
     return FileSink({path: body(path, specs, metadata, ties)}, overwrite=overwrite)
 
 
-def _leaders(specs: Mapping[str, TensorSpec], ties: Sequence[Sequence[str]]) -> dict[str, str]:
+def leaders(specs: Mapping[str, TensorSpec], ties: Sequence[Sequence[str]]) -> dict[str, str]:
     """For every name the one whose storage it uses: its own, or that of the first it is tied to."""
     first = {name: name for name in specs}
     for group in ties:

@@ -42,6 +42,9 @@ def recognise(probe: Probe) -> bool:
     """Whether this is a zip of `torch.save`, `torch.jit.save` or `torch.export.save`."""
     if not probe.head.startswith(b"PK\x03\x04"):
         return False
+    first = probe.head[30 : 30 + int.from_bytes(probe.head[26:28], "little")]
+    if first.endswith(b"/data.pkl"):  # as torch.save writes it: spare a long directory
+        return True
     try:
         file = File(probe.path)
         try:
