@@ -31,6 +31,7 @@ ARROWS = {
     "compare": {"errors", "layout", "tensors"},
     "symmetry": {"compare", "layout", "tensors"},
     "roundtrip": {"compare", "errors", "language", "ops", "plan", "tensors"},
+    "inference": {"compare", "errors", "language", "layout", "ops", "plan", "symmetry", "tensors"},
     "oracles": {"compare", "errors", "formats", "layout", "tensors"},
     "__main__": {"cli"},
 }

@@ -27,7 +27,7 @@ from converter.ops.pieces import Split
 
 SUFFIXES = (".yaml", ".yml")
 Entry = TypeVar("Entry")
-_STAND_INS: dict[str, dict[str, str]] = {  # for entries that the schema refuses
+_STAND_INS: dict[str, dict[str, Any]] = {  # for entries that the schema refuses
     "rules": {"source": "", "target": ""},
     "drop": {"source": "", "because": "-"},
     "make": {"target": ""},
