@@ -109,6 +109,7 @@ FORMATS = (
     ),
     Format("tf-v2", "TensorFlow V2 (TensorBundle)", (".ckpt",), "converter.formats.tf_v2"),
     Format("tf-v1", "TensorFlow V1 (single file)", (), "converter.formats.tf_v1"),
+    Format("dcp", "PyTorch DCP folder", (), "converter.formats.dcp", writes=False),
     Format(
         "sharded",
         "safetensors or PyTorch shards with an index",
