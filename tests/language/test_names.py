@@ -6,9 +6,8 @@ import math
 import re
 from itertools import product
 
-import hypothesis
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converter.language.names import (
@@ -248,10 +247,11 @@ SEGMENTS = {
 
 
 def readable(texts: list[str]) -> list[Template]:
+    """The templates, or none where they are refused."""
     try:
         return parse(texts, TABLES)
     except TemplateError:
-        hypothesis.reject()
+        return []
 
 
 def texts_of(token: Text | Hole | Lookup) -> list[str]:
@@ -268,13 +268,13 @@ def texts_of(token: Text | Hole | Lookup) -> list[str]:
 
 
 @given(SMALL)
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=300)
 def test_no_name_has_two_readings(text):
-    (template,) = readable([text])
-    ways = [texts_of(token) for token in template.tokens]
-    assume(math.prod(map(len, ways)) < 20_000)
-    names = ["".join(way) for way in product(*ways)]
-    assert len(set(names)) == len(names)
+    for template in readable([text]):
+        ways = [texts_of(token) for token in template.tokens]
+        if math.prod(map(len, ways)) < 20_000:
+            names = ["".join(way) for way in product(*ways)]
+            assert len(set(names)) == len(names)
 
 
 NAMES = st.sampled_from("abcd")
@@ -320,10 +320,9 @@ def test_what_is_written_is_read_again(rule):
 @given(SMALL, st.text("1x-/", max_size=8))
 @settings(deadline=None, max_examples=200)
 def test_what_is_read_is_written_again(text, name):
-    (template,) = readable([text])
-    bindings = template.match(name)
-    if bindings is not None:
-        assert template.format(bindings) == name
+    for template in readable([text]):
+        bindings = template.match(name)
+        assert bindings is None or template.format(bindings) == name
 
 
 @given(st.text(st.sampled_from("{}[]|:+-*abi019,./ é"), max_size=14))
