@@ -145,7 +145,8 @@ class Checkpoint(Mapping[str, Tensor]):
 
     `ties` are groups of names that share one storage.  `unsupported` lists entries of the file
     that are not tensors this package can read, each with the reason: they are never dropped in
-    silence.  Usable as a context manager; closing it closes its files.
+    silence.  `aliases` are other names of tensors, where the file has them.  Usable as a context
+    manager; closing it closes its files.
     """
 
     tensors: Mapping[str, Tensor]
@@ -154,6 +155,7 @@ class Checkpoint(Mapping[str, Tensor]):
     metadata: Mapping[str, str] = field(default_factory=dict)
     ties: tuple[tuple[str, ...], ...] = ()
     unsupported: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     on_close: Callable[[], None] | None = None
 
     def __getitem__(self, name: str) -> Tensor:
@@ -216,6 +218,9 @@ class Checkpoint(Mapping[str, Tensor]):
                 name[len(prefix) :]: reason
                 for name, reason in self.unsupported.items()
                 if name.startswith(prefix)
+            },
+            aliases={
+                below: self.aliases[name] for below, name in names.items() if name in self.aliases
             },
         )
 

@@ -4,6 +4,7 @@ A format module offers
 
 * `recognise(probe) -> bool`: is this path (by content) one of mine?
 * `open(path) -> Checkpoint`: from its headers; values are read later.
+* `NAMES` (where tensors have several names): what `open(path, names=...)` takes, the default first.
 * `problem(name, spec) -> str`: why this tensor cannot be held, "" when it can (formats that write).
 * `create(path, specs, *, metadata, ties, overwrite) -> Sink` (formats that write).
 """
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from numpy.typing import NDArray
 
-from converter.errors import NotFoundError, TargetError, UnknownFormatError
+from converter.errors import NotFoundError, TargetError, UnknownFormatError, UnsupportedError
 from converter.files import StagedFile
 from converter.tensors import Checkpoint, TensorSpec
 
@@ -184,13 +185,23 @@ def _describe(looked: Probe) -> str:
     return f"a file that starts with {looked.head[:16]!r}"
 
 
-def open_checkpoint(path: str | Path, *, select: str = "") -> Checkpoint:
+def open_checkpoint(path: str | Path, *, select: str = "", names: str = "") -> Checkpoint:
     """Open a checkpoint of any format, or the part of it below `select`; reads its headers only.
 
+    `names` is one of the format's `NAMES`: which of several names of a tensor is to be its name.
     Raises `SourceError` or `RefusedError`.
     """
     place = Path(path)
-    checkpoint = cast("Checkpoint", recognise(place).load().open(place))
+    row = recognise(place)
+    module, options = row.load(), {"names": names} if names else {}
+    known = getattr(module, "NAMES", ())
+    if names and names not in known:
+        raise UnsupportedError(
+            f"the format has no such names: '{names}'",
+            path=place,
+            expected=", ".join(known) or f"none: in {row.title} a tensor has one name",
+        )
+    checkpoint = cast("Checkpoint", module.open(place, **options))
     if not select:
         return checkpoint
     try:

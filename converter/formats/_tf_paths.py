@@ -6,7 +6,7 @@ https://www.tensorflow.org/guide/checkpoint
     V1   FILE, or PREFIX-SSSSS-of-NNNNN; the state file writes all shards as PREFIX-?????-of-NNNNN
     both PREFIX.meta: the graph, which is not needed here
     folder/checkpoint: state file, a text proto; `model_checkpoint_path: "model.ckpt-1"`
-    folder/variables/variables.index: a SavedModel
+    folder/variables/variables.index: a SavedModel; its folder/saved_model.pb is the program
 
 Where V1 and V2 lie under one name, V2 is meant, as in TensorFlow.
 """
@@ -26,6 +26,7 @@ from converter.formats._sstable import MAGIC, Table
 
 V1, V2 = 1, 2
 STATE = "checkpoint"  # the name of the state file
+PROGRAM = "saved_model.pb"
 MAX_STATE = 1 << 20  # bytes
 MAX_FILES = 10_000  # looked at in a folder
 
@@ -112,6 +113,8 @@ def _file(path: Path) -> Place | None:
         )
     if path.name == STATE:
         return _from_state(path)
+    if path.name == PROGRAM:
+        return _saved_model(path.parent)
     return _sibling(path, part["prefix"]) if part else None
 
 
@@ -222,9 +225,9 @@ def _in_folder(folder: Path) -> Place | None:
         Place(V2, (file,)) for file in files if file.suffix == ".index" and _version(file) == V2
     }
     if not places:
-        saved_model = folder / "variables" / "variables.index"
-        if saved_model.is_file():
-            return Place(V2, (saved_model,))
+        saved_model = _saved_model(folder)
+        if saved_model:
+            return saved_model
         places = {Place(V1, _shards(file) or (file,)) for file in files if _version(file) == V1}
     if len(places) > 1:
         raise NotFoundError(
@@ -234,6 +237,11 @@ def _in_folder(folder: Path) -> Place | None:
             hint="name one of them",
         )
     return next(iter(places), None)
+
+
+def _saved_model(folder: Path) -> Place | None:
+    index = folder / "variables" / "variables.index"
+    return Place(V2, (index,)) if index.is_file() else None
 
 
 def _from_state(state: Path) -> Place | None:

@@ -12,14 +12,17 @@ https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/util/tensor
     strings                        varint lengths; masked crc32c of them; bytes back to back
 
 A stored crc32c is masked, and is of the bytes as they are stored.
+
+A name is the key, and nothing else, unless other names are asked for. An object-based checkpoint
+also has a graph of its objects (see _tf_objects.py): no tensor, but kept as metadata.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +34,11 @@ from converter.errors import (
     RefusedError,
     SourceError,
     TargetError,
+    UnrepresentableError,
     context,
 )
 from converter.files import Checksum, File, Interim, Publication, Region, StagedFile, crc32c
-from converter.formats import Probe, _tf
+from converter.formats import Probe, _tf, _tf_objects
 from converter.formats._protobuf import (
     FIXED32,
     LENGTH,
@@ -68,6 +72,7 @@ from converter.formats._tf import (
     slice_key,
     unheld,
 )
+from converter.formats._tf_objects import GRAPH, MARK, MAX_GRAPH, MAX_TEXTS, VALUE, Facts, Objects
 from converter.formats._tf_paths import claims, located
 from converter.layout import Computed, Elementwise, View
 from converter.tensors import STRING, Checkpoint, Tensor, TensorSpec
@@ -75,6 +80,7 @@ from converter.tensors import STRING, Checkpoint, Tensor, TensorSpec
 Array = NDArray[Any]
 ByteOrder = Literal["little", "big"]
 BIG_ENDIAN = 1
+NAMES = ("key", "full_name", "object")
 DAMAGED = "the data is damaged, or of another step than the index; get both again"
 
 
@@ -83,31 +89,115 @@ def recognise(probe: Probe) -> bool:
     return claims(probe.path, 2)
 
 
-def open(path: Path) -> Checkpoint:  # noqa: A001 - the contract of a format
+def open(path: Path, *, names: str = "key") -> Checkpoint:  # noqa: A001 - the contract of a format
     """Read the index; values are read from the shards when asked for.
+
+    `names` are those of the index, or of the graph where a tensor has one that no other has:
+    "full_name" is what the variable was called, "object" a path to it.
 
     Raises `NotFoundError`, `CorruptFileError`, `ChecksumError`, `UnsupportedError`, `LimitError`.
     """
+    checkpoint, objects = _open(path)
+    if objects is None or names == "key":
+        return checkpoint
+    try:
+        return _renamed(checkpoint, objects, names)
+    except BaseException:
+        checkpoint.close()
+        raise
+
+
+def _open(path: Path) -> tuple[Checkpoint, Objects | None]:
+    """A checkpoint with the names of its index, and its graph when it has one."""
     index = located(path).paths[0]
     bundle = _Bundle(index)
     tensors: dict[str, Tensor] = {}
     unsupported: dict[str, str] = {}
-    with context(path=index):
-        for key, entry in bundle.entries.items():
-            if key in bundle.slices:
-                continue
-            name, reason = decoded_name(key)
-            if is_slice_key(key):
-                reason = "a slice of a tensor that is not in the index"
-            if not reason and entry.dtype not in DTYPES:
-                reason = unheld(entry.dtype)
-            if reason:
-                unsupported[name] = reason
-                continue
-            with context(tensor=name):
-                tensors[name] = Tensor(bundle.view(name, key, entry))
-    return Checkpoint(
-        tensors, "tf-v2", index.with_suffix(""), unsupported=unsupported, on_close=bundle.close
+    try:
+        with context(path=index):
+            for name, key, entry in bundle.named(unsupported):
+                with context(tensor=name):
+                    tensors[name] = Tensor(bundle.view(name, key, entry))
+        graph, metadata = _without_texts(tensors, unsupported)
+    except BaseException:
+        bundle.close()
+        raise
+    objects = Objects(graph, {name: bundle.facts(name) for name in tensors}) if graph else None
+    checkpoint = Checkpoint(
+        tensors,
+        "tf-v2",
+        index.with_suffix(""),
+        metadata,
+        unsupported=unsupported,
+        aliases=_tf_objects.Aliases(objects) if objects else {},
+        on_close=bundle.close,
+    )
+    return checkpoint, objects
+
+
+def _without_texts(
+    tensors: dict[str, Tensor], unsupported: dict[str, str]
+) -> tuple[bytes, dict[str, str]]:
+    """The graph, and metadata with all that is no tensor but describes objects: it is taken out."""
+    if GRAPH not in tensors or tensors[GRAPH].spec != TensorSpec((), STRING):
+        return b"", {}
+    graph, room = b"", MAX_TEXTS
+    kept: dict[str, str] = {}
+    for name in [name for name in tensors if _describes(name, tensors[name].spec)]:
+        view = tensors.pop(name).view
+        what, limit = ("the graph of TensorFlow's objects", MAX_GRAPH)
+        if name != GRAPH:
+            what, limit = ("a text that describes an object", room)
+        text = _text(view, limit)
+        if text is None:
+            unsupported[name] = f"{what}; too large to be kept"
+            continue
+        unsupported[name] = f"{what}; kept as metadata"
+        if name == GRAPH:
+            graph = text
+        else:
+            room -= len(text)
+            try:
+                kept[name] = text.decode()
+            except UnicodeDecodeError:
+                unsupported[name] = f"{what}; not kept, since it is not valid UTF-8"
+    return graph, _tf_objects.packed(graph, kept) if graph else {}
+
+
+def _describes(name: str, spec: TensorSpec) -> bool:
+    """Whether an entry is text about an object: a single string that is no variable's value."""
+    _, mark, attribute = name.rpartition(MARK)
+    text = name == GRAPH or (bool(mark) and attribute != VALUE)
+    return text and spec == TensorSpec((), STRING)
+
+
+def _text(view: View, limit: int) -> bytes | None:
+    """A single string; None when it is longer than `limit`."""
+    if not isinstance(view.storage, _Strings) or view.storage.nbytes > limit:
+        return None
+    return bytes(view.numpy()[()])
+
+
+def _renamed(checkpoint: Checkpoint, objects: Objects, scheme: str) -> Checkpoint:
+    """The checkpoint with names of a scheme; what Keras 3 stored twice is there once."""
+    names = objects.names(scheme)
+    copies = objects.copies if scheme == "full_name" else {}
+    unsupported = {
+        name: f"stored a second time; the first is '{first}'" for name, first in copies.items()
+    }
+    return replace(
+        checkpoint,
+        tensors={
+            names.get(name, name): tensor
+            for name, tensor in checkpoint.tensors.items()
+            if name not in copies
+        },
+        unsupported={**checkpoint.unsupported, **unsupported},
+        aliases={
+            names.get(name, name): tuple(dict.fromkeys((name, *aliases)))
+            for name, aliases in objects.aliases.items()
+            if name not in copies
+        },
     )
 
 
@@ -222,6 +312,26 @@ class _Bundle:
         for file in self._files.values():
             file.close()
 
+    def named(self, unsupported: dict[str, str]) -> Iterator[tuple[str, bytes, _Entry]]:
+        """Every tensor's name, key and entry; the others go to `unsupported`, with the reason."""
+        for key, entry in self.entries.items():
+            if key in self.slices:
+                continue
+            name, reason = decoded_name(key)
+            if is_slice_key(key):
+                reason = "a slice of a tensor that is not in the index"
+            if not reason and entry.dtype not in DTYPES:
+                reason = unheld(entry.dtype)
+            if reason:
+                unsupported[name] = reason
+            else:
+                yield name, key, entry
+
+    def facts(self, name: str) -> Facts | None:
+        """What the index says of a tensor's values; None when they are in slices."""
+        entry = self.entries[name.encode()]
+        return None if entry.slices else Facts(entry.dtype, entry.shape, entry.size, entry.crc)
+
     def view(self, name: str, key: bytes, entry: _Entry) -> View:
         """The tensor of an entry, assembled when it is stored in slices."""
         if not entry.slices:
@@ -289,7 +399,7 @@ class _Bundle:
             )
         return file
 
-    def _strings(self, name: str, file: File, entry: _Entry, count: int) -> Computed:
+    def _strings(self, name: str, file: File, entry: _Entry, count: int) -> _Strings:
         if entry.size < count + 4:
             raise CorruptFileError(
                 "the stored size does not fit the shape",
@@ -303,10 +413,18 @@ class _Bundle:
                 order: ByteOrder = "big" if self.order == ">" else "little"
                 return _decode_strings(stored, count, entry, order)
 
-        return Computed(count, STRING, compute)
+        return _Strings(count, entry.size, compute)
 
 
 # ── strings ──────────────────────────────────────────────────────────────────────────────────────
+
+
+class _Strings(Computed):
+    """Strings that are read all at once, from `nbytes` bytes of the file."""
+
+    def __init__(self, count: int, nbytes: int, compute: Callable[[], Array]) -> None:
+        super().__init__(count, STRING, compute)
+        self.nbytes = nbytes
 
 
 def _counted(lengths: Iterable[int], order: ByteOrder = "little") -> bytes:
@@ -370,31 +488,42 @@ def create(
     path: Path,
     specs: Mapping[str, TensorSpec],
     *,
-    metadata: Mapping[str, str],  # noqa: ARG001 - the format has no room for it
+    metadata: Mapping[str, str],
     ties: Sequence[Sequence[str]],  # noqa: ARG001 - likewise: every name is stored by itself
     overwrite: bool,
 ) -> _Sink:
     """A bundle of one shard under the prefix `path`.
 
+    Names that are keys of objects' values get a graph: the one in the metadata when it has all of
+    them, else one that is made of them. There is no room for other metadata.
+
     Raises `UnrepresentableError`, `TargetExistsError`, `TargetError`.
     """
     check_held(path, specs, problem)
-    return _Sink(path, specs, overwrite=overwrite)
+    return _Sink(path, specs, _tf_objects.to_write(specs, metadata), overwrite=overwrite)
 
 
 class _Sink:
     """Numbers go to the places that their specs give them, strings behind them at the end.
 
-    So the bytes of the file do not depend on the order of writing.
+    So the bytes of the file do not depend on the order of writing. `texts` are strings that go
+    beside the tensors.
     """
 
-    def __init__(self, path: Path, specs: Mapping[str, TensorSpec], *, overwrite: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        specs: Mapping[str, TensorSpec],
+        texts: Mapping[str, bytes],
+        *,
+        overwrite: bool,
+    ) -> None:
         self._prefix = path.with_suffix("") if path.suffix == ".index" else path
         index = self._path(".index")
         self.files: tuple[Path, ...] = (self._path(_data_suffix(0, 1)), index)
         names = sorted(specs, key=str.encode)
         self.order = sorted(names, key=lambda name: specs[name].dtype == STRING)
-        self._specs = specs
+        self._specs = {**specs, **dict.fromkeys(texts, TensorSpec((), STRING))}
         self._offsets: dict[str, int] = {}
         self._end = 0
         for name in self.order:
@@ -402,7 +531,8 @@ class _Sink:
                 self._offsets[name] = self._end
                 self._end += specs[name].nbytes
         self._written: dict[str, tuple[int, int, int]] = {}  # offset, bytes and crc of each
-        self._strings: dict[str, tuple[bytes, int]] = {}
+        self._strings = {name: _encode_strings([texts[name]]) for name in sorted(texts)}
+        self._texts = tuple(self._strings)
         self._replaced = _data_files(index) if overwrite else []
         self._publication = Publication(self.files, overwrite=overwrite, nbytes=self._end)
 
@@ -433,7 +563,7 @@ class _Sink:
     def commit(self) -> None:
         """Publish: afterwards the target is complete and durable."""
         data, index = self._publication.files
-        for name in self.order:
+        for name in (*self.order, *self._texts):
             if name in self._strings:
                 stored, crc = self._strings[name]
                 data.write(self._end, stored)
@@ -496,3 +626,76 @@ def _entry_bytes(spec: TensorSpec, shard: int, offset: int, nbytes: int, crc: in
             varint(6 << 3 | FIXED32) + mask(crc).to_bytes(4, "little"),
         )
     )
+
+
+# ── templates ────────────────────────────────────────────────────────────────────────────────────
+
+
+class Templated(NamedTuple):
+    """A checkpoint in the form of a template, and the tensors that are still the template's."""
+
+    checkpoint: Checkpoint
+    kept: tuple[str, ...]
+
+
+def with_template(source: Checkpoint, template: Path) -> Templated:
+    """The template with values of `source`: what loads the template loads this.
+
+    A tensor of `source` is named by the template's key, or by an alias that is nobody else's. What
+    it does not have, such as counters and an optimizer's state, stays the template's.
+
+    Raises `UnrepresentableError` when a tensor is none of the template's, or has another spec,
+    and what opening the template raises.
+    """
+    old, objects = _open(template)
+    try:
+        with context(path=template):
+            replaced = _replaced(source, old, objects)
+    except BaseException:
+        old.close()
+        raise
+
+    def close() -> None:
+        old.close()
+        source.close()
+
+    tensors = {key: replaced.get(key, tensor) for key, tensor in old.tensors.items()}
+    facts = {**source.metadata, **old.metadata}
+    checkpoint = Checkpoint(tensors, source.format, source.path, facts, on_close=close)
+    return Templated(checkpoint, tuple(key for key in tensors if key not in replaced))
+
+
+def _replaced(source: Checkpoint, old: Checkpoint, objects: Objects | None) -> dict[str, Tensor]:
+    """The template's tensors that the source has values for."""
+    copies = objects.copies if objects else {}
+    keys = _keys(old, copies)
+    found: dict[str, Tensor] = {}
+    for name, tensor in source.items():
+        key = name if name in old else keys.get(name)
+        if key is None or key in found:
+            raise UnrepresentableError(
+                "two tensors are one of the template" if key else "the template has no such tensor",
+                tensor=name,
+                hint="name it by a key of the template, or by an alias: `converter inspect`",
+            )
+        if tensor.spec != old[key].spec:
+            raise UnrepresentableError(
+                f"the template has another tensor as '{key}'",
+                tensor=name,
+                expected=old[key].spec,
+                found=tensor.spec,
+            )
+        found[key] = tensor
+    for copy, first in copies.items():
+        if first in found:
+            found.setdefault(copy, found[first])
+    return found
+
+
+def _keys(old: Checkpoint, copies: Mapping[str, str]) -> dict[str, str]:
+    """The key of every alias that is nobody else's, a copy and its first counting as one."""
+    owners: dict[str, set[str]] = {}
+    for key, aliases in old.aliases.items():
+        for alias in aliases:
+            owners.setdefault(alias, set()).add(copies.get(key, key))
+    return {alias: min(keys) for alias, keys in owners.items() if len(keys) == 1}
