@@ -255,15 +255,39 @@ class Unpickler:
             error.offset = self._opcode if error.offset is None else error.offset
             raise
 
-    def _run(self) -> Any:
-        data, handlers = self.data, _HANDLERS
-        for _ in range(MAX_OPCODES):
-            self._opcode = at = self.position
-            self.position = at + 1
-            code = data[at]
-            if code == _STOP:
-                return self.stack.pop()
-            handlers[code](self)
+    def _run(self) -> Any:  # noqa: C901 - calls would double the time of the inner loop
+        """Run opcodes until the last; the ones of which a tensor has many are done here."""
+        data, memo, stack = self.data, self.memo, self.stack
+        at = self.position
+        try:
+            for _ in range(MAX_OPCODES):
+                code = data[at]
+                if code == _LONG_BINPUT and len(memo) < MAX_MEMO:
+                    memo[int.from_bytes(data[at + 1 : at + 5], "little")] = stack[-1]
+                    at += 5  # beyond the end, the next opcode is missing
+                elif code == _BINGET:
+                    stack.append(memo[data[at + 1]])
+                    at += 2
+                elif code == _BININT1:
+                    stack.append(data[at + 1])
+                    at += 2
+                elif code == _BININT2:
+                    stack.append(int.from_bytes(data[at + 1 : at + 3], "little"))
+                    at += 3
+                elif code == _TUPLE2:
+                    last = stack.pop()
+                    stack[-1] = (stack[-1], last)
+                    at += 1
+                elif code == _STOP:
+                    self.position = at + 1
+                    return stack.pop()
+                else:
+                    self._opcode, self.position = at, at + 1
+                    _HANDLERS[code](self)
+                    at, stack = self.position, self.stack
+        except BaseException:
+            self._opcode, self.position = at, max(self.position, at + 1)
+            raise
         raise self.limit(f"{MAX_OPCODES} opcodes")
 
     # What opcodes are made of.
@@ -415,7 +439,7 @@ def no_collections() -> Iterator[None]:
 
 Opcode = Callable[[Unpickler], Any]
 
-_STOP = ord(".")
+_LONG_BINPUT, _BINGET, _BININT1, _BININT2, _TUPLE2, _STOP = b"rhKM\x86."
 _SIZED = frozenset({list, tuple, dict, set, frozenset, str, bytes})
 _I32, _F64 = struct.Struct("<i"), struct.Struct(">d")
 
@@ -428,17 +452,6 @@ def _constant(value: Any) -> Opcode:
         machine.stack.append(value)
 
     return run
-
-
-def _two_bytes(machine: Unpickler) -> None:
-    at = machine.position
-    machine.position = at + 2  # beyond the end, the next opcode is missing
-    machine.stack.append(int.from_bytes(machine.data[at : at + 2], "little"))
-
-
-def _byte(machine: Unpickler) -> None:
-    machine.stack.append(machine.data[machine.position])
-    machine.position += 1
 
 
 def _text(nbytes: int) -> Opcode:
@@ -458,29 +471,10 @@ def _put(machine: Unpickler) -> None:
     machine.position += 1
 
 
-def _get(machine: Unpickler) -> None:
-    machine.stack.append(machine.memo[machine.data[machine.position]])
-    machine.position += 1
-
-
-def _put_far(machine: Unpickler) -> None:
-    at = machine.position
-    machine.position = at + 4
-    memo = machine.memo
-    if len(memo) >= MAX_MEMO:
-        raise machine.limit(f"{MAX_MEMO} remembered values")
-    memo[int.from_bytes(machine.data[at : at + 4], "little")] = machine.stack[-1]
-
-
 def _get_far(machine: Unpickler) -> None:
     at = machine.position
     machine.position = at + 4
     machine.stack.append(machine.memo[int.from_bytes(machine.data[at : at + 4], "little")])
-
-
-def _pair(machine: Unpickler) -> None:
-    last = machine.stack.pop()
-    machine.stack[-1] = (machine.stack[-1], last)
 
 
 def _tuple_of(size: int) -> Opcode:
@@ -629,7 +623,7 @@ def _object(machine: Unpickler) -> Any:
     return machine.call(function, tuple(args))
 
 
-_OPCODES: Mapping[bytes, Opcode] = {
+_OPCODES: Mapping[bytes, Opcode] = {  # K, M, h, r and \x86 are done by `Unpickler._run`
     # constants and numbers
     b"N": _constant(None),
     b"\x88": _constant(True),
@@ -638,8 +632,6 @@ _OPCODES: Mapping[bytes, Opcode] = {
     b"L": _push(_line_integer),
     b"F": _push(lambda machine: float(machine.line())),
     b"J": _push(lambda machine: machine.unpack(_I32)),
-    b"K": _byte,
-    b"M": _two_bytes,
     b"G": _push(lambda machine: machine.unpack(_F64)),
     b"\x8a": _push(lambda machine: _long(machine, machine.natural(1))),
     b"\x8b": _push(lambda machine: _long(machine, _size(machine))),
@@ -665,7 +657,6 @@ _OPCODES: Mapping[bytes, Opcode] = {
     b"d": _push(_dictionary),
     b"\x91": _push(lambda machine: machine.frozen(machine.pop_mark())),
     b"\x85": _tuple_of(1),
-    b"\x86": _pair,
     b"\x87": _tuple_of(3),
     b"a": _append,
     b"e": _extend,
@@ -679,10 +670,9 @@ _OPCODES: Mapping[bytes, Opcode] = {
     b"2": _push(lambda machine: machine.stack[-1]),
     b"p": lambda machine: machine.put(int(machine.line())),
     b"q": _put,
-    b"r": _put_far,
+    b"r": lambda machine: machine.put(machine.natural(4)),  # one too many
     b"\x94": lambda machine: machine.put(len(machine.memo)),
     b"g": _push(lambda machine: machine.memo[int(machine.line())]),
-    b"h": _get,
     b"j": _get_far,
     # globals and objects
     b"c": _push(lambda machine: machine.stub(machine.line(), machine.line())),

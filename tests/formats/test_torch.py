@@ -6,6 +6,7 @@ import contextlib
 import io
 import pickle
 import struct
+import time
 import tracemalloc
 import warnings
 import zipfile
@@ -16,9 +17,11 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from conformance import CountingSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from converter import files
 from converter.errors import (
     ChecksumError,
     ConverterError,
@@ -862,3 +865,36 @@ def test_the_real_pickle_reads_our_pickle_the_same_way(tmp_path):
     assert found == {
         "a": ("torch._utils._rebuild_tensor_v2", storage, 0, (2, 3), (3, 1), False, {})
     }
+
+
+# ── much, and quickly ────────────────────────────────────────────────────────────────────────────
+
+
+def sparse(path, specs):
+    """A file whose tensors are holes, and have no checksums."""
+    body = _torch_write.body(path, specs, {}, ())
+    publication = files.Publication([path])
+    body.begin(publication.files[0])
+    for record in body._records.values():
+        slot = body._layout.slots[record]
+        publication.files[0].write(slot.header, body._zip._local(slot, 0))
+        body._zip.crcs[record] = 0
+    body.finish()
+    publication.commit()
+
+
+@pytest.mark.parametrize(("count", "size"), [(100, 4_000_000), (20_000, 10)])
+def test_opening_reads_headers_only(tmp_path, monkeypatch, count, size):
+    spec = TensorSpec((size,), dtype_of("float32"))
+    sparse(tmp_path / "x.pt", {f"layer.{i}.weight": spec for i in range(count)})
+    start = time.process_time()
+    sum(range(10_000_000))
+    unit = time.process_time() - start  # of this machine, as busy as it is
+    system = CountingSystem()
+    monkeypatch.setattr(files, "system", system)
+    start = time.process_time()
+    with open_checkpoint(tmp_path / "x.pt") as checkpoint:
+        assert len(checkpoint.specs) == count
+        assert time.process_time() - start < 10 * unit * (count / 20_000) + 0.5
+        assert system.nbytes < 20_000 + 500 * count
+        assert not checkpoint[f"layer.{count - 1}.weight"].numpy().any()
