@@ -25,7 +25,7 @@ ARROWS = {
     "tensors": {"errors", "files", "layout"},
     "formats": {"errors", "files", "layout", "tensors"},
     "ops": {"errors", "layout", "tensors"},
-    "language": {"errors", "ops", "tensors"},
+    "language": {"errors", "layout", "ops", "tensors"},
     "plan": {"errors", "language", "layout", "tensors"},
     "engine": {"errors", "files", "formats", "layout", "tensors"},
     "compare": {"errors", "layout", "tensors"},
