@@ -241,6 +241,8 @@ class _Readers:
     def _pieces(self, tensors: Iterable[tuple[str, Tensor, Place | None]]) -> Iterator[_Work]:
         for name, tensor, place in tensors:
             view, nbytes = tensor.view, tensor.spec.nbytes
+            if not view.size:  # nobody waits for a piece of it
+                continue
             if view.dtype == STRING:
                 yield _Work(name, tensor, place, None)
                 continue

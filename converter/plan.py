@@ -130,7 +130,8 @@ class Plan:
             source.path,
             kept,
             self._ties(source),
-            on_close=source.close,
+            source.unsupported,
+            source.close,
         )
 
     def _ties(self, source: Checkpoint) -> tuple[tuple[str, ...], ...]:
@@ -289,7 +290,7 @@ class _Planner:
         for index, nth in candidates:
             rule = self.rules.rules[index]
             bindings = rule.sources[nth].match(name)
-            if bindings is not None and not self.excluded(rule, name, bindings):
+            if bindings is not None and not rule.leaves(name, bindings):
                 claims.append(rule)
                 self.join(groups[index], rule, nth, bindings, name)
         drop = next((drop for drop in drops if drop.matches(name)), None)
@@ -299,21 +300,6 @@ class _Planner:
         if len(claims) > 1:
             self.claimed_twice(name, claims)
         return bool(claims)
-
-    @staticmethod
-    def excluded(rule: Rule, name: str, bindings: Bindings) -> bool:
-        """Does the rule leave this name, or a target of it, to others?"""
-        if any(selector(name) for selector in rule.source_except):
-            return True
-        for template in rule.targets if rule.target_except else ():
-            if template.holes <= bindings.keys():
-                try:
-                    target = template.format(bindings)
-                except TemplateError:
-                    continue
-                if any(selector(target) for selector in rule.target_except):
-                    return True
-        return False
 
     def join(
         self,

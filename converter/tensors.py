@@ -19,6 +19,9 @@ from converter.layout import View
 
 STRING = np.dtype(object)  # elements are `bytes`; printed as "string"
 
+_NUMPY: dict[str, np.dtype[Any]] = {
+    np.dtype(code).name: np.dtype(code) for code in ("?", *np.typecodes["AllInteger"], *"efdFD")
+}
 _ML_DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(getattr(ml_dtypes, name))
     for name in (
@@ -49,17 +52,10 @@ def dtype_name(dtype: np.dtype[Any]) -> str:
 
 def dtype_of(name: str) -> np.dtype[Any]:
     """The dtype of a name as `dtype_name` prints it; `ValueError` when there is none."""
-    if name == "string":
-        return STRING
-    if name in _ML_DTYPES:
-        return _ML_DTYPES[name]
-    try:
-        dtype: np.dtype[Any] = np.dtype(name)
-    except TypeError as error:
-        raise ValueError(f"'{name}' is not a dtype") from error
-    if dtype.kind not in "biufc" or dtype.name != name:
+    known = {"string": STRING, **_NUMPY, **_ML_DTYPES}
+    if name not in known:
         raise ValueError(f"'{name}' is not a dtype of tensors")
-    return dtype
+    return known[name]
 
 
 class TensorSpec(NamedTuple):
