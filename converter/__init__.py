@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from converter.engine import save
     from converter.errors import ConverterError, Diagnostic, MappingError
     from converter.formats import open_checkpoint as open
+    from converter.inference import infer
     from converter.plan import Plan, Port
     from converter.plan import port as mapping
     from converter.tensors import Checkpoint, Tensor, TensorSpec, from_arrays
@@ -36,6 +37,7 @@ _HOMES = {
     "TensorSpec": "converter.tensors",
     "diff": "converter.compare",
     "from_arrays": "converter.tensors",
+    "infer": "converter.inference",
     "mapping": "converter.plan:port",
     "open": "converter.formats:open_checkpoint",
     "save": "converter.engine",
@@ -52,6 +54,7 @@ __all__ = [
     "TensorSpec",
     "diff",
     "from_arrays",
+    "infer",
     "mapping",
     "open",
     "save",

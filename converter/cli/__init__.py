@@ -17,6 +17,7 @@ from converter import __version__, errors
 from converter.cli.convert import convert
 from converter.cli.diff import diff
 from converter.cli.formats import formats
+from converter.cli.infer import infer
 from converter.cli.inspect import inspect
 from converter.cli.mappings import mappings
 from converter.cli.output import hint, print_diagnostics
@@ -46,7 +47,7 @@ def cli() -> None:
     """Move trained weights between frameworks by declarative mapping files."""
 
 
-for command in (inspect, show, diff, plan, convert, verify, roundtrip, mappings, formats):
+for command in (inspect, show, diff, plan, convert, verify, infer, roundtrip, mappings, formats):
     cli.add_command(command)
 
 

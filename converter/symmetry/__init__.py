@@ -34,6 +34,8 @@ from converter.symmetry.numbers import change_of
 from converter.symmetry.prints import Prints, prints
 from converter.tensors import STRING, Checkpoint
 
+__all__ = ["Explanation", "Op", "Search", "explained"]
+
 READ = 1 << 24  # elements of a tensor whose values are looked at all at once
 
 

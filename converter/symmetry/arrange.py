@@ -82,11 +82,17 @@ class Arrangement:
     def words(self, name: str) -> dict[Atom, str]:
         """What each atom is called; a square window within an axis is `h w`."""
         words: dict[Atom, str] = {}
+        if all(len(group) == 1 for group in self.right) and len(self.right) > len(self.left):
+            shape = [group[0].size for group in self.right]  # the finer side names the axes
+            torch = "" if name.endswith("weight") else "weight"
+            names = axis_names(shape, torch)
+            return {group[0]: word for group, word in zip(self.right, names, strict=True)}
         for group, axis in zip(self.left, self.names(name), strict=True):
             if len(group) == 1:
                 words[group[0]] = axis
                 continue
             window = [atom for atom in group if math.isqrt(atom.size) ** 2 == atom.size > 1]
+            window = sorted(window, key=lambda atom: (atom.size % 2 == 0, atom.size))[:1]
             rest = [atom for atom in group if atom not in window]
             if len(window) == len(rest) == 1 and axis == "i" and len(self.left) == MATRIX:
                 words |= {window[0]: "h w", rest[0]: axis}
@@ -149,11 +155,11 @@ def arrange(first: Prints, second: Prints) -> Arrangement | None:
     if (free or wanted) and not _regroup(first, second, free, wanted, left, right):
         return None
     ones = [atom for k, n in enumerate(ours) if n == 1 for atom in left[k]]
-    _place_ones(ones, right)
+    place_ones(ones, right)
     return Arrangement(left, right, before)
 
 
-def _place_ones(ones: Sequence[Atom], right: list[list[Atom]]) -> None:
+def place_ones(ones: Sequence[Atom], right: list[list[Atom]]) -> None:
     """Axes of one element have no place of their own; they go with any group."""
     for atom in ones:
         empty = next((group for group in right if not group), None)

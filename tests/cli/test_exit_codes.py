@@ -35,6 +35,7 @@ ROWS = [
     (0, "verify", "slim.ckpt", "slim.pt"),
     (0, "diff", "slim.ckpt", "slim.pt"),
     (0, "roundtrip", "slim.ckpt", "-m", MAPPING),
+    (0, "infer", "slim.ckpt", "slim.pt"),
     # 1: judged and rejected
     (1, "plan", "slim.ckpt", "-m", OTHER),
     (1, "plan", "slim.ckpt", "-m", OTHER, "--format", "json"),
@@ -52,6 +53,7 @@ ROWS = [
     (1, "diff", "slim.ckpt", "trained.ckpt"),
     (1, "diff", "slim.ckpt", "slim.pt", "-m", OTHER),
     (1, "roundtrip", "slim.ckpt", "-m", "lossy.yaml"),
+    (1, "infer", "slim.ckpt", "strings.ckpt"),
     # 2: usage
     (2, "no-such-command"),
     (2, "--no-such-option"),
@@ -75,6 +77,7 @@ ROWS = [
     (2, "diff", "slim.ckpt"),
     (2, "diff", "slim.ckpt", "slim.pt", "--rtol", "-1"),
     (2, "roundtrip", "slim.ckpt"),
+    (2, "infer", "slim.ckpt"),
     # 3: reading or writing failed
     (3, "inspect", "missing.ckpt"),
     (3, "inspect", "empty"),
@@ -95,6 +98,7 @@ ROWS = [
     (3, "diff", "slim.ckpt", "missing.pt"),
     (3, "diff", "slim.ckpt", "damaged.ckpt"),
     (3, "roundtrip", "missing.ckpt", "-m", MAPPING),
+    (3, "infer", "slim.ckpt", "missing.pt"),
     # 4: refused for safety
     (4, "inspect", "evil.pt"),
     (4, "show", "evil.pt", FC6),
@@ -110,6 +114,8 @@ ROWS = [
     (4, "verify", "slim.ckpt", "evil.pt"),
     (4, "diff", "slim.ckpt", "evil.pt"),
     (4, "roundtrip", "evil.pt", "-m", MAPPING),
+    (4, "infer", "slim.ckpt", "evil.pt"),
+    (4, "infer", "slim.ckpt", "slim.pt", "-o", "broken.yaml"),
 ]
 
 
@@ -152,6 +158,7 @@ def test_every_command_has_each_code_that_it_can_give():
         "verify": {0, 1, 2, 3, 4},
         "diff": {0, 1, 2, 3, 4},
         "roundtrip": {0, 1, 2, 3, 4},
+        "infer": {0, 1, 2, 3, 4},
         "mappings": {0, 2, 3},
         "formats": {0, 2},
     }

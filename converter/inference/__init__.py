@@ -1,0 +1,183 @@
+"""Two checkpoints → the mapping between them, as a person would have written it, and proven.
+
+    values on both sides    fingerprints ─► matches ─► ops ─► rules with holes ─► planned and diffed
+    names on one side       words and shapes ─► guesses, each said to be one
+
+Fingerprints are sums that no permutation changes, so nothing is tried pair by pair.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from converter.compare import diff
+from converter.errors import MappingError
+from converter.inference.guess import by_names
+from converter.inference.match import Found, Match, by_values, leaf
+from converter.inference.names import Draft, Tables, generalise
+from converter.inference.write import Draftbook, drops
+from converter.language.load import loads
+from converter.language.names import split
+from converter.language.rules import Rules
+from converter.plan import Port, plan
+from converter.tensors import Checkpoint, TensorSpec
+
+__all__ = ["Inferred", "infer"]
+
+
+@dataclass(frozen=True)
+class Inferred:
+    """A mapping that was inferred: its text, and how sure it is.
+
+    `open` are targets that nothing was found for, with the reason.  `exact` says that the mapping
+    was applied and gave every other target bit for bit; with names alone it never is.
+    """
+
+    yaml: str
+    open: Mapping[str, str]
+    exact: bool
+    guessed: bool = False
+
+    @cached_property
+    def rules(self) -> Rules:
+        """The mapping, compiled."""
+        return loads(self.yaml)
+
+    @property
+    def port(self) -> Port:
+        """The mapping, ready to use."""
+        return Port(self.rules)
+
+    @property
+    def complete(self) -> bool:
+        """Is every target made?"""
+        return not self.open
+
+    def to_yaml(self) -> str:
+        """The text of the mapping file."""
+        return self.yaml
+
+
+Known = Checkpoint | Mapping[str, TensorSpec]
+
+
+def infer(source: Known, target: Known) -> Inferred:
+    """The mapping from one checkpoint to another; names and shapes of one of them may do."""
+    if not isinstance(target, Checkpoint) or not isinstance(source, Checkpoint):
+        ours, theirs = (_specs(side) for side in (source, target))
+        return _written(ours, theirs, by_names(ours, theirs), guessed=True)
+    sources = {name: tensor.view for name, tensor in source.items()}
+    targets = {name: tensor.view for name, tensor in target.items()}
+    result = _written(source.specs, target.specs, by_values(sources, targets), guessed=False)
+    exact = _proven(result, source, target)
+    return Inferred(result.yaml, result.open, exact)
+
+
+def _specs(side: Known) -> Mapping[str, TensorSpec]:
+    return side.specs if isinstance(side, Checkpoint) else side
+
+
+def _proven(result: Inferred, source: Checkpoint, target: Checkpoint) -> bool:
+    planned = result.port.plan(source)
+    if planned.errors:
+        return False
+    rows = diff(planned.apply(source), target)
+    return all(row.equal or (row.status == "extra" and row.name in result.open) for row in rows)
+
+
+def _written(
+    sources: Mapping[str, TensorSpec],
+    targets: Mapping[str, TensorSpec],
+    found: Found,
+    *,
+    guessed: bool,
+) -> Inferred:
+    """The mapping of what was found: generalised, or name by name should that not plan."""
+    for fold in (True, False):
+        book = _book(sources, targets, found, fold=fold)
+        text = book.text(sources, targets)
+        made = {t for m in found.matches for t in m.targets} | found.constants.keys()
+        try:
+            planned = plan(loads(text), sources)
+        except MappingError:
+            continue
+        if not planned.errors and planned.specs.keys() == made:
+            break
+    return Inferred(text, found.open, exact=False, guessed=guessed)
+
+
+def _book(
+    sources: Mapping[str, TensorSpec],
+    targets: Mapping[str, TensorSpec],
+    found: Found,
+    *,
+    fold: bool,
+) -> Draftbook:
+    tables = Tables()
+    names = list(sources)
+    matches = found.matches
+    rules = generalise(matches, names, tables, fold=fold)
+    used = {name for match in matches for name in match.sources}
+    left = [name for name in names if name not in used]
+    selectors, groups = drops(left, used)
+    makes = list(_makes(found, sources, targets, tables, fold=fold))
+    return Draftbook(
+        "Inferred by converter from two checkpoints",
+        rules,
+        makes,
+        selectors,
+        groups,
+        tables,
+        found.open,
+    )
+
+
+Made = tuple[Draft, TensorSpec, float | int, bool]
+
+
+def _makes(
+    found: Found,
+    sources: Mapping[str, TensorSpec],
+    targets: Mapping[str, TensorSpec],
+    tables: Tables,
+    *,
+    fold: bool,
+) -> Iterator[Made]:
+    """The constants, one for each tensor that they stand beside where they do."""
+    kinds: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    for name, value in found.constants.items():
+        spec = targets[name]
+        kinds[leaf(name), str(spec.dtype), len(spec.shape), repr(value)].append(name)
+    for group in kinds.values():
+        value = found.constants[group[0]]
+        beside = _beside(group, found.matches) if fold and len(group) > 1 else None
+        shaped = beside and any(
+            sources[m.sources[0]].shape != targets[m.targets[0]].shape for m in beside
+        )
+        shapes = {targets[name].shape for name in group}
+        drafts = generalise(beside, list(sources), tables) if beside else []
+        if beside and (not shaped or len(shapes) == 1) and not any(d.exclude for d in drafts):
+            for draft in drafts:
+                yield draft, targets[draft.matches[0].targets[0]], value, bool(shaped)
+            continue
+        for name in group:
+            text = name.replace("{", "{{").replace("}", "}}")
+            yield Draft((), (text,), (), "", ()), targets[name], value, True
+
+
+def _beside(group: Sequence[str], matches: Sequence[Match]) -> list[Match] | None:
+    """Pairs of a source and a constant target, by a target that stands in the same folder."""
+    folders: dict[str, dict[str, str]] = defaultdict(dict)
+    for match in matches:
+        if len(match.targets) == len(match.sources) == 1:
+            name = match.targets[0]
+            folders[name[: len(name) - len(split(name)[-1])]][leaf(name)] = match.sources[0]
+    rows = [folders.get(name[: len(name) - len(leaf(name))], {}) for name in group]
+    common = set(rows[0]).intersection(*rows[1:]) if rows else set()
+    if not common:
+        return None
+    word = min(common)
+    return [Match((row[word],), (name,)) for row, name in zip(rows, group, strict=True)]

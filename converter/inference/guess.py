@@ -1,0 +1,150 @@
+"""Which sources make which targets, by names and shapes alone: guesses, and said to be."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from itertools import permutations
+from math import prod
+
+from converter.inference.match import Found, Match, leaf, similarity, words
+from converter.language.groups import GROUPS
+from converter.language.names import parse_selector
+from converter.symmetry import Op
+from converter.symmetry.arrange import Arrangement, Atom, axis_names, place_ones
+from converter.tensors import TensorSpec
+
+SURE = "guessed from names and shapes"
+SQUARE = "guessed; no shape shows the order of equal axes"
+
+
+def by_names(sources: Mapping[str, TensorSpec], targets: Mapping[str, TensorSpec]) -> Found:
+    """Match targets with sources by their words, the order of layers and their shapes."""
+    found = Found()
+    selectors = [parse_selector(p) for _, patterns in GROUPS.values() for p in patterns]
+    usable = {n: s for n, s in sources.items() if not any(fit(n) for fit in selectors)}
+    for source, target in _paired(usable, targets):
+        found.matches.append(_match(source, target, sources, targets))
+    _leave(found, targets)
+    return found
+
+
+def _leave(found: Found, targets: Mapping[str, TensorSpec]) -> None:
+    """Note what nothing was found for; a counter of batches starts at zero."""
+    done = {t for m in found.matches for t in m.targets}
+    for name, spec in targets.items():
+        if name not in done and leaf(name) == "num_batches_tracked":
+            found.constants[name] = 0
+        elif name not in done:
+            found.open[name] = f"no source of its name and size ({spec})"
+
+
+def _sizes(spec: TensorSpec) -> tuple[int, ...]:
+    return tuple(sorted(n for n in spec.shape if n > 1))
+
+
+def _role(name: str, rank: int) -> str:
+    """What kind of parameter a name says it is; a weight of one axis is a norm's."""
+    last = words(leaf(name))[-1:] or [""]
+    return last[0] if last[0] in ("bias", "mean", "variance") else "weight" if rank else ""
+
+
+def _paired(
+    ours: Mapping[str, TensorSpec], theirs: Mapping[str, TensorSpec]
+) -> list[tuple[str, str]]:
+    """Pairs: families of names that are most alike first, in each the layers in their order."""
+    families = [_families(side) for side in (ours, theirs)]
+    scored = sorted(
+        (-similarity(" ".join(s[1]), " ".join(t[1])) - (len(a) == len(b)) / 5, i, j, s, t)
+        for i, (s, a) in enumerate(families[0].items())
+        for j, (t, b) in enumerate(families[1].items())
+        if s[0] == t[0]
+    )
+    pairs = []
+    for _, _, _, s, t in scored:
+        left, wanted = families[0][s], families[1][t]
+        for target in list(wanted):
+            sizes = _sizes(theirs[target])
+            source = next((name for name in left if _sizes(ours[name]) == sizes), None)
+            source = source or next((n for n in left if ours[n].size == theirs[target].size), None)
+            if source is not None:
+                pairs.append((source, target))
+                left.remove(source)
+                wanted.remove(target)
+    return pairs
+
+
+Family = tuple[str, tuple[str, ...]]  # the role, and the words without their numbers
+
+
+def _families(specs: Mapping[str, TensorSpec]) -> dict[Family, list[str]]:
+    """Names that differ in their numbers only, in the order of these."""
+    found: dict[Family, list[str]] = defaultdict(list)
+    for name, spec in specs.items():
+        texts = tuple(word for word in words(name) if not word.isdecimal())
+        found[_role(name, len(spec.shape)), texts].append(name)
+    for names in found.values():
+        names.sort(key=lambda name: [int(word) for word in words(name) if word.isdecimal()])
+    return found
+
+
+def _match(
+    source: str, target: str, sources: Mapping[str, TensorSpec], targets: Mapping[str, TensorSpec]
+) -> Match:
+    ops, sure = _ops(source, sources[source], target, targets[target])
+    return Match((source,), (target,), ops, SURE if sure else SQUARE)
+
+
+def _ops(
+    source: str, ours: TensorSpec, target: str, theirs: TensorSpec
+) -> tuple[tuple[Op, ...], bool]:
+    """The ops that the names of the axes suggest, and whether the shapes leave no other."""
+    cast: tuple[Op, ...] = () if ours.dtype == theirs.dtype else ({"cast": str(theirs.dtype)},)
+    if len(_sizes(ours)) < 2 and prod(ours.shape) == prod(theirs.shape):  # noqa: PLR2004
+        same = ours.shape == theirs.shape
+        shape: Op = {"reshape": {"from": list(ours.shape), "to": list(theirs.shape)}}
+        return (*([] if same else [shape]), *cast), True
+    flat = _flattened(ours.shape, theirs.shape)
+    if flat:
+        return (flat, *cast), False
+    arranged = _arranged(source, ours.shape, target, theirs.shape)
+    if arranged:
+        return (*arranged[0].ops(source), *cast), arranged[1]
+    if ours.size != theirs.size:
+        return cast, False
+    shapes: Op = {"reshape": {"from": list(ours.shape), "to": list(theirs.shape)}}
+    return (shapes, *cast), False
+
+
+def _flattened(ours: tuple[int, ...], theirs: tuple[int, ...]) -> Op | None:
+    """A convolution over the whole input that became a dense layer."""
+    if len(ours) != 4 or len(theirs) != 2 or prod(ours[:2]) == 1:  # noqa: PLR2004
+        return None
+    h, w, i, o = ours
+    sizes = {"h": h, "w": w}
+    if theirs == (o, i * h * w):
+        return {"rearrange": {"pattern": "h w i o -> o (i h w)", "sizes": sizes}}
+    if theirs == (h * w * i, o):
+        return {"rearrange": {"pattern": "h w i o -> (h w i) o", "sizes": sizes}}
+    return None
+
+
+def _arranged(
+    source: str, ours: tuple[int, ...], target: str, theirs: tuple[int, ...]
+) -> tuple[Arrangement, bool] | None:
+    """The permutation that the axes' names suggest, and whether it is the only one that fits."""
+    names = axis_names(ours, source), axis_names(theirs, target)
+    left, right = ([k for k, n in enumerate(shape) if n > 1] for shape in (ours, theirs))
+    wanted = [theirs[k] for k in right]
+    fits = [list(p) for p in permutations(left) if [ours[k] for k in p] == wanted]
+    if not fits:
+        return None
+    words = [names[1][k] for k in right]
+    usual = [names[0].index(word) for word in words if word in names[0]]
+    order = usual if usual in fits else fits[0]
+    atoms = [Atom(k, 0, n) for k, n in enumerate(ours)]
+    groups: list[list[Atom]] = [[] for _ in theirs]
+    for k, axis in zip(right, order, strict=True):
+        groups[k] = [atoms[axis]]
+    place_ones([atom for atom in atoms if atom.size == 1], groups)
+    return Arrangement([[atom] for atom in atoms], groups), len(fits) == 1

@@ -1,0 +1,212 @@
+"""Mappings that write themselves: exact where there are values, honest where there are names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import converter
+from converter.inference import infer
+from converter.language.load import shipped_names
+from tests.cli import checkpoints
+
+REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
+TRAINED = {"vgg16/fasterrcnn-pytorch"}
+
+
+def vgg16(mapping):
+    source = converter.from_arrays(
+        checkpoints.trained() if mapping in TRAINED else checkpoints.slim()
+    )
+    return source, converter.mapping(mapping)(source)
+
+
+def check(source, target, most_rules):
+    """The mapping is exact, complete, planned clean, and short."""
+    found = infer(source, target)
+    assert found.open == {}
+    assert found.exact, found.yaml
+    made = found.port(source)
+    rows = list(converter.diff(made, target))
+    assert all(row.equal for row in rows)
+    assert {row.name for row in rows} == set(target)
+    assert len(found.rules.rules) <= most_rules, found.yaml
+    return found
+
+
+@pytest.mark.parametrize("name", [n for n in shipped_names() if n.startswith("vgg16/")])
+def test_the_shipped_mappings_are_found_again(name):
+    source, target = vgg16(name)
+    written = len(converter.mapping(name).rules.rules)
+    found = check(source, target, 2 * written)
+    back = converter.Checkpoint({n: source[n] for n in source if n in used(found.port, source)})
+    check(target, back, 2 * written + 2)
+
+
+def used(port, source):
+    return {name for step in port.plan(source).steps for name in step.sources}
+
+
+def resnet(rng):  # noqa: C901 - as the model is
+    """TF-Slim's names of a small ResNet, and torchvision's."""
+    tf, torch = {}, {}
+
+    def conv(ours, theirs, shape):
+        value = rng.standard_normal(shape, dtype="f4")
+        tf[f"{ours}/weights"] = value
+        torch[f"{theirs}.weight"] = value.transpose(3, 2, 0, 1)
+
+    def norm(ours, theirs, width):
+        for a, b in (
+            ("gamma", "weight"),
+            ("beta", "bias"),
+            ("moving_mean", "running_mean"),
+            ("moving_variance", "running_var"),
+        ):
+            value = rng.standard_normal(width, dtype="f4")
+            tf[f"{ours}/BatchNorm/{a}"] = torch[f"{theirs}.{b}"] = value
+        torch[f"{theirs}.num_batches_tracked"] = np.zeros((), "i8")
+
+    conv("resnet/conv1", "conv1", (7, 7, 3, 8))
+    norm("resnet/conv1", "bn1", 8)
+    width = 8
+    for block in (1, 2, 3):
+        for unit in (1, 2):
+            ours, theirs = f"resnet/block{block}/unit_{unit}", f"layer{block}.{unit - 1}"
+            for nth, kernel in enumerate((1, 3, 1), 1):
+                out = 4 * block if nth < 3 else 8 * block
+                conv(f"{ours}/conv{nth}", f"{theirs}.conv{nth}", (kernel, kernel, width, out))
+                norm(f"{ours}/conv{nth}", f"{theirs}.bn{nth}", out)
+                width = out
+            if unit == 1:
+                conv(f"{ours}/shortcut", f"{theirs}.downsample.0", (1, 1, 8, 8 * block))
+                norm(f"{ours}/shortcut", f"{theirs}.downsample.1", 8 * block)
+    tf["resnet/logits/weights"] = rng.standard_normal((1, 1, width, 5), dtype="f4")
+    torch["fc.weight"] = tf["resnet/logits/weights"][0, 0].T
+    tf["global_step"] = np.array(7, "i8")
+    for name in [name for name in tf if name.endswith(("weights", "gamma", "beta"))]:
+        tf[f"{name}/Momentum"] = rng.standard_normal(tf[name].shape, dtype="f4")
+    return converter.from_arrays(tf), converter.from_arrays(torch)
+
+
+def test_a_resnet_becomes_a_dozen_rules():
+    source, target = resnet(np.random.default_rng(0))
+    found = check(source, target, 16)
+    assert "{unit" in found.yaml or "{u" in found.yaml
+    assert "group: optimizer_slots" in found.yaml
+    assert "group: counters" in found.yaml
+    assert "num_batches_tracked" in found.yaml
+    assert found.yaml.count("each: ") <= 4
+
+
+def test_a_resnet_by_names_alone():
+    source, target = resnet(np.random.default_rng(0))
+    found = infer(source, target.specs)
+    assert found.guessed
+    assert not found.exact
+    made = {s.target: s for s in found.port.plan(source).steps}
+    right = infer(source, target).port.plan(source)
+    good = sum(
+        made[step.target].sources == step.sources for step in right.steps if step.target in made
+    )
+    assert good >= 0.9 * len(right.steps)
+    assert "guessed" in found.yaml
+
+
+def bert(rng, layers=3, d=8):
+    ours, theirs = {}, {}
+    for i in range(layers):
+        qkv = [rng.standard_normal((d, d), dtype="f4") for _ in "qkv"]
+        for word, value in zip(("query", "key", "value"), qkv, strict=True):
+            ours[f"bert/encoder/layer_{i}/attention/self/{word}/kernel"] = value
+            ours[f"bert/encoder/layer_{i}/attention/self/{word}/bias"] = np.zeros(d, "f4")
+        theirs[f"h.{i}.attn.in_proj_weight"] = np.concatenate([v.T for v in qkv])
+        ln = f"bert/encoder/layer_{i}/output/LayerNorm"
+        ours[f"{ln}/gamma"] = theirs[f"h.{i}.ln.weight"] = np.ones(d, "f4")
+        ours[f"{ln}/beta"] = theirs[f"h.{i}.ln.bias"] = np.zeros(d, "f4")
+    ours["bert/embeddings/word_embeddings"] = rng.standard_normal((30, d), dtype="f4")
+    theirs["wte.weight"] = ours["bert/embeddings/word_embeddings"]
+    return converter.from_arrays(ours), converter.from_arrays(theirs)
+
+
+def test_query_key_and_value_are_joined_and_cut():
+    source, target = bert(np.random.default_rng(1))
+    found = infer(source, target)
+    assert found.exact
+    assert "concat:" in found.yaml
+    back = infer(target, source)
+    assert back.exact
+    assert "split:" in back.yaml
+
+
+def test_equal_tensors_are_told_apart_by_names():
+    source, target = bert(np.random.default_rng(1))
+    found = infer(source, target)
+    sources = {step.target: step.sources for step in found.port.plan(source).steps}
+    for i in range(3):
+        ln = f"bert/encoder/layer_{i}/output/LayerNorm"
+        assert sources[f"h.{i}.ln.weight"] == (f"{ln}/gamma",)
+        assert sources[f"h.{i}.ln.bias"] == (f"{ln}/beta",)
+    assert "the names decide" in found.yaml
+
+
+def test_what_is_not_there_is_said():
+    source = converter.from_arrays({"a": np.arange(6.0), "b": np.arange(3.0)})
+    target = converter.from_arrays({"x": np.arange(6.0), "y": np.array([5.0, 1.0, 9.0])})
+    found = infer(source, target)
+    assert not found.complete
+    assert list(found.open) == ["y"]
+    assert "# Not found" in found.yaml
+    assert found.exact  # as far as it goes
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_any_renaming_and_permuting_is_found(data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
+    count = data.draw(st.integers(1, 6))
+    order = data.draw(st.permutations(range(3)))
+    ours = {f"net/block_{i}/w": rng.standard_normal((2, 3, 4)) for i in range(count)}
+    start = data.draw(st.integers(0, 3))
+    theirs = {
+        f"m.{i + start}.weight": value.transpose(order) for i, value in enumerate(ours.values())
+    }
+    check(converter.from_arrays(ours), converter.from_arrays(theirs), 1)
+
+
+@pytest.mark.skipif(not (REAL / "dtln").is_dir(), reason="the real weights are not here")
+def test_dtln_from_keras_to_torch():
+    expected = json.loads((REAL / "expected/dtln_keras-h5__lhwcv-pth.json").read_text())
+    with (
+        converter.open(REAL / "dtln/keras/model.h5") as keras,
+        converter.open(REAL / "dtln/torch/model.pth") as torch,
+    ):
+        found = infer(keras, torch)
+        assert found.exact, found.yaml
+        steps = {step.target: step for step in found.port.plan(keras).steps}
+        assert set(expected) <= set(steps)
+        for name, entry in expected.items():
+            if "zeros_like" not in entry["expr"]:
+                assert steps[name].sources == tuple(entry["src"])
+        assert len(found.rules.rules) <= 16, found.yaml
+
+
+@pytest.mark.skipif(not (REAL / "dtln").is_dir(), reason="the real weights are not here")
+def test_dtln_from_a_saved_model_to_keras():
+    expected = json.loads((REAL / "expected/dtln_savedmodel__keras-h5.json").read_text())
+    with (
+        converter.open(REAL / "dtln/savedmodel/variables/variables") as saved,
+        converter.open(REAL / "dtln/keras/model.h5") as keras,
+    ):
+        found = infer(saved, keras)
+        assert found.exact, found.yaml
+        steps = {step.target: step for step in found.port.plan(saved).steps}
+        assert set(expected) <= set(steps)
+        for name, entry in expected.items():
+            (source,) = steps[name].sources
+            assert source == entry["src"][0] + "/.ATTRIBUTES/VARIABLE_VALUE"
