@@ -16,15 +16,20 @@ import click
 from converter import __version__, errors
 from converter.cli.convert import convert
 from converter.cli.diff import diff
+from converter.cli.explain import explain
 from converter.cli.formats import formats
 from converter.cli.infer import infer
 from converter.cli.inspect import inspect
+from converter.cli.lint import lint
 from converter.cli.mappings import mappings
+from converter.cli.ops import ops
 from converter.cli.output import hint, print_diagnostics
 from converter.cli.plan import plan
 from converter.cli.roundtrip import roundtrip
+from converter.cli.schema import schema
 from converter.cli.show import show
 from converter.cli.verify import verify
+from converter.cli.why import why
 
 EXIT_CODES = (  # the first class that fits
     (errors.MappingError, 1),
@@ -47,7 +52,10 @@ def cli() -> None:
     """Move trained weights between frameworks by declarative mapping files."""
 
 
-for command in (inspect, show, diff, plan, convert, verify, infer, roundtrip, mappings, formats):
+for command in (
+    *(inspect, show, diff, plan, why, convert, verify, infer, roundtrip),
+    *(lint, mappings, formats, ops, explain, schema),
+):
     cli.add_command(command)
 
 

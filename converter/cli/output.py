@@ -10,7 +10,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,9 @@ def table(rows: Iterable[Sequence[str]], *, right: Iterable[int] = (), indent: s
         say((indent + "  ".join(cells)).rstrip())
 
 
-def print_diagnostics(diagnostics: Sequence[Diagnostic]) -> None:
+def print_diagnostics(
+    diagnostics: Sequence[Diagnostic], echo: Callable[[str], None] = hint
+) -> None:
     """All of them, with the line they are about; many of one kind are listed by name only."""
     _lines.cache_clear()  # files may have changed since
     shown: dict[str, int] = {}
@@ -128,16 +131,16 @@ def print_diagnostics(diagnostics: Sequence[Diagnostic]) -> None:
     for diagnostic in diagnostics:
         shown[diagnostic.code] = shown.get(diagnostic.code, 0) + 1
         if shown[diagnostic.code] <= SHOWN:
-            hint(f"{diagnostic}{_caret(diagnostic)}")
+            echo(f"{diagnostic}{_caret(diagnostic)}")
         else:
             rest.setdefault(diagnostic.code, []).append(diagnostic)
     for code, others in rest.items():
-        hint(f"and {len(others)} more {code}:")
+        echo(f"and {len(others)} more {code}:")
         for other in others:
-            hint(f"  {other.tensor or other.message}")
-    errors = sum(diagnostic.severity == "error" for diagnostic in diagnostics)
-    if errors:
-        hint(count(errors, "error"))
+            echo(f"  {other.tensor or other.message}")
+    kinds = Counter(diagnostic.severity for diagnostic in diagnostics)
+    if kinds:
+        echo(", ".join(count(number, kind) for kind, number in sorted(kinds.items())))
 
 
 def _caret(diagnostic: Diagnostic) -> str:

@@ -18,6 +18,7 @@ from converter.cli.output import (
     size,
     table,
 )
+from converter.cli.reports import diagnostic_json, judged, output_format_option, report
 
 if TYPE_CHECKING:
     from converter.plan import Plan, Step
@@ -32,12 +33,14 @@ LISTED = 8  # rows of a list in the summary; --all shows the rest
 @click.option("--to", "target", type=FormatName(), help="Also ask whether this format can hold it.")
 @click.option("--max-memory", type=Bytes(), help="The limit to estimate for, e.g. 128MiB.")
 @format_option
-def plan(
+@output_format_option
+def plan(  # noqa: PLR0913 - one parameter an option
     source: Path,
     everything: bool,
     target: str | None,
     max_memory: int | None,
     style: str,
+    output: str,
     **options: Any,
 ) -> int:
     """Work out a conversion of SOURCE from headers alone: steps, drops, problems, memory."""
@@ -45,23 +48,26 @@ def plan(
     from converter.errors import MappingError
     from converter.formats import open_checkpoint
 
-    with open_checkpoint(source) as checkpoint:
+    with judged(output), open_checkpoint(source) as checkpoint:
         _, plans = Request(**options).apply(checkpoint, strict=False)
         memory = peak_memory(plans[-1].specs, max_memory)
         problems = [problem for one in plans for problem in one.problems]
         if target and not plans[-1].errors:
             problems += unrepresentable(plans[-1].specs, target)
-        if style == "json":
+        if output != "full":
+            report(problems, output)
+        elif style == "json":
             say_json(as_json(plans, problems, memory))
         else:
             for one in plans:
                 print_plan(one, everything=everything)
             say(f"memory: about {memory / (1 << 20):.0f} MiB at the peak")
     if any(problem.severity == "error" for problem in problems):
-        if style == "json":
+        if style == "json" or output != "full":
             return 1
         raise MappingError(problems)
-    print_diagnostics(problems)
+    if output == "full":
+        print_diagnostics(problems)
     return 0
 
 
@@ -163,11 +169,3 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "dropped": [{"name": name, "because": why} for name, why in plan.dropped.items()],
         "left": list(plan.left),
     }
-
-
-def diagnostic_json(diagnostic: Any) -> dict[str, Any]:
-    """One diagnostic's fields."""
-    fields = ("code", "severity", "message", "line", "column", "end_column")
-    facts = ("expected", "found", "hint", "tensor")
-    path = diagnostic.path.as_posix() if diagnostic.path else None
-    return {"file": path} | {name: getattr(diagnostic, name) for name in fields + facts}

@@ -9,6 +9,8 @@ import click
 
 from converter.cli.options import SOURCE, Request, mapping_options
 from converter.cli.output import Progress, count, format_option, hint, say, say_json, size, table
+from converter.cli.reports import judged, output_format_option, report
+from converter.errors import Diagnostic
 
 if TYPE_CHECKING:
     from converter.compare import Difference
@@ -27,7 +29,15 @@ FRAMEWORKS = ("torch", "tensorflow", "safetensors")
     help="Also load the target with the real framework, in a process of its own.",
 )
 @format_option
-def verify(source: Path, target: Path, framework: str | None, style: str, **options: Any) -> int:
+@output_format_option
+def verify(
+    source: Path,
+    target: Path,
+    framework: str | None,
+    style: str,
+    output: str,
+    **options: Any,
+) -> int:
     """Read SOURCE and TARGET again and compare every value, bit for bit, through the mapping."""
     from importlib.util import find_spec
 
@@ -39,7 +49,7 @@ def verify(source: Path, target: Path, framework: str | None, style: str, **opti
         extra = f"pip install 'checkpoint-converter[{framework}]'"
         raise click.UsageError(f"{framework} is not installed here: {extra}")
     request = Request(**options)
-    with open_checkpoint(source) as first, open_checkpoint(target) as second:
+    with judged(output), open_checkpoint(source) as first, open_checkpoint(target) as second:
         expected, _ = request.apply(first)
         progress = Progress("verifying", expected.nbytes)
         try:
@@ -50,7 +60,9 @@ def verify(source: Path, target: Path, framework: str | None, style: str, **opti
         if framework:
             rows += load_with(framework, target, second)
     wrong = [row for row in rows if not row.equal]
-    if style == "json":
+    if output != "full":
+        report([finding(row, target) for row in wrong], output, [target])
+    elif style == "json":
         say_json({"equal": not wrong, "tensors": [row_json(row) for row in rows]})
     elif wrong:
         print_differences(wrong)
@@ -66,6 +78,12 @@ def print_differences(rows: list[Difference]) -> None:
     ranked = sorted(rows, key=lambda row: (-row.max_abs, row.name))
     table([(row.name, row.status, explain(row)) for row in ranked])
     say(f"{count(len(rows), 'tensor')} differ")
+
+
+def finding(row: Difference, target: Path) -> Diagnostic:
+    """One difference as a finding about the target."""
+    text = f"'{row.name}': {row.status}: {explain(row)}"
+    return Diagnostic("VER500", text, path=target, tensor=row.name)
 
 
 def explain(row: Difference) -> str:
