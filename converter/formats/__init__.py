@@ -73,6 +73,7 @@ class Format(NamedTuple):
     module: str
     writes: bool = True
     marks: tuple[tuple[int, bytes], ...] = ()
+    only_read: tuple[str, ...] = ()  # suffixes by which a target is refused, with the reason
 
     def may_be(self, looked: Probe) -> bool:
         """Whether the module should be asked."""
@@ -137,6 +138,15 @@ FORMATS = (
         (".npz",),
         "converter.formats.npz",
         marks=((0, b"PK"), (0, b"\x93NUMPY")),
+    ),
+    Format(
+        "onnx",
+        "ONNX",
+        (),
+        "converter.formats.onnx",
+        writes=False,
+        marks=((0, b"\x08"), (0, b"\x12"), (0, b"\x3a"), (0, b"\x42")),
+        only_read=(".onnx",),
     ),
 )
 
@@ -226,6 +236,9 @@ def for_target(path: Path) -> Format:
         if row.writes and path.name.endswith(row.suffixes):
             return row
     known = ", ".join(suffix for row in FORMATS if row.writes for suffix in row.suffixes)
+    for row in FORMATS:
+        if row.only_read and path.name.endswith(row.only_read):
+            raise TargetError(f"{row.title} is only read, not written", path=path, expected=known)
     raise TargetError(
         "the suffix does not tell the format", path=path, expected=known, hint="or name it: --to"
     )
@@ -247,6 +260,8 @@ def create(  # noqa: PLR0913 - what a target must know before its first byte
 
     Raises `UnrepresentableError`, `TargetExistsError`, `TargetError`.
     """
+    if not row.writes:
+        raise TargetError(f"{row.title} is only read, not written", path=path)
     options: dict[str, Any] = {"metadata": metadata or {}, "ties": ties, "overwrite": overwrite}
     if shard_nbytes is not None:
         row, options["shard_nbytes"] = named("sharded"), shard_nbytes

@@ -1,0 +1,232 @@
+"""What every format that is only read must do: the reading half of `conformance`.
+
+class TestMyFormat(ReadingConformance):
+    format = "my-format"
+    target = "model.mine"
+    dtypes = ("float32", "int64")
+
+    def make(self, path, arrays): ...          # writes a file by hand
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conformance import (
+    NAMES,
+    SHAPES,
+    Arrays,
+    CountingSystem,
+    content,
+    differences,
+    make,
+    read,
+    same,
+)
+
+from converter import files, formats
+from converter.errors import ConverterError, SourceError, TargetError
+from converter.tensors import TensorSpec
+
+SMALL = {"w": ("float32", (5, 3)), "b": ("int64", (4,)), "n": ("float32", ())}
+SECONDS, NBYTES = 2.0, 256 << 20  # that a hostile file may take
+
+
+def small() -> Arrays:
+    return {name: make(*facts) for name, facts in SMALL.items()}
+
+
+def varint(value: int) -> bytes:
+    value &= (1 << 64) - 1
+    digits = [value >> shift & 0x7F for shift in range(0, 70, 7)]
+    while len(digits) > 1 and digits[-1] == 0:
+        digits.pop()
+    return bytes([*(digit | 0x80 for digit in digits[:-1]), digits[-1]])
+
+
+def message(number: int, content: bytes | str) -> bytes:
+    data = content.encode() if isinstance(content, str) else content
+    return varint(number << 3 | 2) + varint(len(data)) + data
+
+
+def number(field: int, value: int) -> bytes:
+    return varint(field << 3) + varint(value)
+
+
+def attack(path: Path, match: str) -> None:
+    """Refused by a child within the limits, and for the reason that is expected."""
+    code = (
+        "import resource, sys, time; from pathlib import Path; import converter\n"
+        "from converter.errors import ConverterError\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "start = time.monotonic()\n"
+        "try:\n"
+        "    with converter.open(Path(sys.argv[1])) as found:\n"
+        "        for tensor in found.values(): tensor.numpy()\n"
+        "except ConverterError as error:\n"
+        "    print(error)\n"
+        "else:\n"
+        "    sys.exit('it was read')\n"
+        "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "print(time.monotonic() - start, (peak - before) << 10)\n"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert done.returncode == 0, done.stderr
+    *said, figures = done.stdout.strip().splitlines()
+    assert re.search(match, "\n".join(said)), said
+    seconds, nbytes = map(float, figures.split())
+    assert seconds <= SECONDS
+    assert nbytes <= NBYTES
+
+
+class ReadingConformance:
+    format: str
+    target: str
+    dtypes: tuple[str, ...]
+    names: tuple[str, ...] = NAMES
+    shapes: tuple[tuple[int, ...], ...] = SHAPES
+    prefixes = False  # a file that is cut between two tensors is a sound one
+
+    def make(self, path: Path, arrays: Arrays) -> None:
+        raise NotImplementedError
+
+    def small(self) -> Arrays:
+        return {n: a for n, a in small().items() if a.dtype.name in self.dtypes}
+
+    @pytest.fixture
+    def counted(self, monkeypatch: pytest.MonkeyPatch) -> CountingSystem:
+        system = CountingSystem()
+        monkeypatch.setattr(files, "system", system)
+        return system
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        if "dtype" in metafunc.fixturenames:
+            metafunc.parametrize("dtype", metafunc.cls.dtypes)
+
+    def test_every_shape(self, dtype: str, tmp_path: Path) -> None:
+        arrays = {f"t{i}": make(dtype, shape) for i, shape in enumerate(self.shapes)}
+        self.make(tmp_path / self.target, arrays)
+        assert differences(read(tmp_path / self.target), arrays) == []
+
+    def test_any_range(self, dtype: str, tmp_path: Path) -> None:
+        array = make(dtype, (7, 11))
+        self.make(tmp_path / self.target, {"t": array})
+        with formats.open_checkpoint(tmp_path / self.target) as checkpoint:
+            view = checkpoint["t"].view
+            for start, stop in ((0, 1), (1, 30), (33, 77), (5, 5), (76, 77)):
+                part = view.reshape((77,)).take(0, start, stop).numpy()
+                assert same(part, array.reshape(-1)[start:stop])
+            assert same(view.transpose((1, 0)).numpy(), np.ascontiguousarray(array.T))
+
+    def test_names(self, tmp_path: Path) -> None:
+        arrays = {name: make("float32", (2,), name) for name in self.names}
+        self.make(tmp_path / self.target, arrays)
+        found = read(tmp_path / self.target)
+        assert differences(found, arrays) == []
+        assert list(found) == list(arrays)
+
+    @pytest.mark.parametrize("name", ["nul\0", "line\nfeed", "x" * 5000])
+    def test_hostile_names(self, name: str, tmp_path: Path) -> None:
+        self.make(tmp_path / self.target, {name: make("float32", (2,))})
+        with pytest.raises(ConverterError, match=r"name|too long"):
+            formats.open_checkpoint(tmp_path / self.target)
+
+    def test_it_says_what_it_is(self, tmp_path: Path) -> None:
+        path = tmp_path / self.target
+        self.make(path, self.small())
+        assert formats.recognise(path).name == self.format
+        with formats.open_checkpoint(path) as checkpoint:
+            assert (checkpoint.format, checkpoint.path) == (self.format, path)
+            assert {n: str(s) for n, s in checkpoint.specs.items()} == {
+                n: str(TensorSpec(a.shape, a.dtype)) for n, a in self.small().items()
+            }
+
+    def test_extents_are_the_bytes(self, tmp_path: Path) -> None:
+        self.make(tmp_path / self.target, self.small())
+        with formats.open_checkpoint(tmp_path / self.target) as checkpoint:
+            for name, tensor in checkpoint.items():
+                if tensor.extent is not None:
+                    path, offset, nbytes = tensor.extent
+                    assert path.read_bytes()[offset : offset + nbytes] == small()[name].tobytes()
+
+    def test_opening_reads_headers_only(self, tmp_path: Path, counted: CountingSystem) -> None:
+        array = make("float32", (2000, 1000))
+        self.make(tmp_path / self.target, {"t": array, "u": array})
+        counted.nbytes = 0
+        with formats.open_checkpoint(tmp_path / self.target) as checkpoint:
+            assert counted.nbytes < 200_000
+            counted.nbytes = 0
+            assert same(checkpoint["t"].view.take(0, 10, 30).numpy(), array[10:30])
+            assert counted.nbytes <= 20 * 1000 * 4
+
+    def test_no_descriptor_is_left_open(self, tmp_path: Path) -> None:
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        self.make(tmp_path / self.target, self.small())
+        first = formats.open_checkpoint(tmp_path / self.target)
+        second = formats.open_checkpoint(tmp_path / self.target)
+        first.close()
+        first.close()
+        assert same(second["w"].numpy(), self.small()["w"])
+        second.close()
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+        with pytest.raises(SourceError, match=r"closed|reading failed"):
+            second["w"].view.take(0, 1, 2).numpy()
+
+    def damaged(self, folder: Path, change: Callable[[bytes], Iterator[bytes]]) -> Iterator[str]:
+        """Read after each change of each file: "error", "same", "fewer" or "other"."""
+        expected = self.small()
+        self.make(folder / self.target, expected)
+        before = len(list(Path("/proc/self/fd").iterdir()))
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            data = path.read_bytes()
+            for changed in change(data):
+                path.write_bytes(changed)
+                started = time.monotonic()
+                try:
+                    found = read(folder / self.target)
+                except ConverterError:
+                    yield "error"
+                else:
+                    wrong = differences(found, expected)
+                    fewer = all(n not in found for n in wrong)
+                    yield ("fewer" if fewer else "other") if wrong else "same"
+                assert time.monotonic() - started < SECONDS
+            path.write_bytes(data)
+        assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+    def test_truncation_is_an_error(self, tmp_path: Path) -> None:
+        def cuts(data: bytes) -> Iterator[bytes]:
+            step = max(1, len(data) // 150)
+            lengths = {*range(0, len(data), step), *range(20), *range(len(data) - 20, len(data))}
+            yield from (data[:n] for n in sorted(lengths) if 0 <= n < len(data))
+
+        allowed = {"error", "fewer"} if self.prefixes else {"error"}
+        assert set(self.damaged(tmp_path, cuts)) <= allowed
+
+    def test_a_flipped_bit_is_an_error_of_ours_or_harmless(self, tmp_path: Path) -> None:
+        def flips(data: bytes) -> Iterator[bytes]:
+            bits = 8 * len(data)
+            for bit in range(0, bits, max(1, bits // 1200)):
+                changed = bytearray(data)
+                changed[bit // 8] ^= 1 << bit % 8
+                yield bytes(changed)
+
+        assert "error" in set(self.damaged(tmp_path, flips))
+
+    def test_it_is_not_written(self, tmp_path: Path) -> None:
+        row = formats.named(self.format)
+        for act in (
+            lambda: formats.create(tmp_path / "x", row, {}),
+            *(lambda s=s: formats.for_target(tmp_path / f"x{s}") for s in row.only_read),
+        ):
+            with pytest.raises(TargetError, match=r"is only read, not written"):
+                act()
+        assert "x" not in content(tmp_path)
