@@ -93,11 +93,13 @@ def save(  # noqa: PLR0913 - how a target is to be written, each by name
     format: str | None = None,  # noqa: A002 - the word that people use
     overwrite: bool = False,
     max_memory: int | None = None,
+    shard_nbytes: int | None = None,
     progress: Progress | None = None,
 ) -> Saved:
     """Write a checkpoint; the target appears complete and durable, or not at all.
 
-    The format is that of the suffix unless given.  `progress(name, nbytes)` is called after each
+    The format is that of the suffix unless given; with `shard_nbytes` it is cut into shards of at
+    most that size, and an index.  `progress(name, nbytes)` is called after each
     piece.  Raises `TargetError`, `RefusedError`, or what reading the source raises.
     """
     path = Path(target)
@@ -111,6 +113,7 @@ def save(  # noqa: PLR0913 - how a target is to be written, each by name
         metadata=checkpoint.metadata,
         ties=checkpoint.ties,
         overwrite=overwrite,
+        shard_nbytes=shard_nbytes,
     )
     try:
         places = {name: sink.place(name) for name in sink.order}

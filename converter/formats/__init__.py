@@ -198,10 +198,14 @@ def _describe(looked: Probe) -> str:
 def open_checkpoint(path: str | Path, *, select: str = "", names: str = "") -> Checkpoint:
     """Open a checkpoint of any format, or the part of it below `select`; reads its headers only.
 
+    A path may carry the selection itself, as in `model.pth#state_dict`.
     `names` is one of the format's `NAMES`: which of several names of a tensor is to be its name.
     Raises `SourceError` or `RefusedError`.
     """
     place = Path(path)
+    if not select and "#" in place.name and not place.exists():
+        file, _, part = str(place).rpartition("#")
+        place, select = (Path(file), part) if Path(file).exists() else (place, select)
     row = recognise(place)
     module, options = row.load(), {"names": names} if names else {}
     known = getattr(module, "NAMES", ())

@@ -63,6 +63,8 @@ def recognise(probe: Probe) -> bool:
     if probe.path.is_dir():
         return bool(_indices(probe.path))
     is_json = probe.head.lstrip().startswith(b"{")
+    if b".weights.h5" in probe.head:  # Keras' index, of another kind
+        return False
     return is_json and (probe.path.name.endswith(INDEX) or b'"weight_map"' in probe.head)
 
 
