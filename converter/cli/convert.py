@@ -13,7 +13,8 @@ import click
 from converter import __version__
 from converter.cli.options import SOURCE, Bytes, FormatName, Request, mapping_options
 from converter.cli.output import Progress, count, format_option, hint, json_text, say_json, size
-from converter.cli.plan import as_json, diagnostic_json, unrepresentable
+from converter.cli.plan import as_json, unrepresentable
+from converter.cli.reports import diagnostic_json
 
 
 @click.command()
@@ -23,6 +24,12 @@ from converter.cli.plan import as_json, diagnostic_json, unrepresentable
 @click.option("--to", type=FormatName(), help="The target's format; default: by its suffix.")
 @click.option("--overwrite", is_flag=True, help="Replace the target if it exists.")
 @click.option("--max-memory", type=Bytes(), help="Stay below this, e.g. 128MiB.")
+@click.option(
+    "--shard-size",
+    "shard_nbytes",
+    type=Bytes(),
+    help="Cut the target into files of at most this size, and an index.",
+)
 @click.option(
     "--report",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -35,6 +42,7 @@ def convert(  # noqa: PLR0913 - one parameter an option
     to: str | None,
     overwrite: bool,
     max_memory: int | None,
+    shard_nbytes: int | None,
     report: Path | None,
     style: str,
     **options: Any,
@@ -62,6 +70,7 @@ def convert(  # noqa: PLR0913 - one parameter an option
                 format=name,
                 overwrite=overwrite,
                 max_memory=max_memory,
+                shard_nbytes=shard_nbytes,
                 progress=progress,
             )
         finally:
