@@ -3,7 +3,7 @@
 PYTHON  ?= python3
 CKPT    ?= build/vgg_16.ckpt
 MAPPING ?= vgg16/slim-torchvision
-PYTEST  ?= -n auto --dist loadfile
+PYTEST  ?= -n auto --dist loadfile --randomly-seed=1
 
 RUN   = .venv/installed
 TEST  = .venv-test/installed
@@ -29,7 +29,7 @@ test: lint ## format, lint, types and all tests but the slow ones, with the real
 	.venv-test/bin/python -m pytest -m "not slow" $(PYTEST)
 
 test-slow: $(TEST) ## the tests that take minutes or gigabytes
-	.venv-test/bin/python -m pytest -m slow
+	HYPOTHESIS_PROFILE=explore .venv-test/bin/python -m pytest -m slow
 
 lint: $(TEST) ## format, lint and types, nothing changed
 	.venv-test/bin/ruff format --check --quiet
