@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import textwrap
 
 import click
@@ -15,6 +14,8 @@ from converter.cli.output import format_option, say, say_json, table
 @format_option
 def explain(code: str | None, style: str) -> None:
     """Explain CODE with an example and what is right; without one, list all codes."""
+    import difflib
+
     from converter.language.codes import CODES
 
     if code is None:

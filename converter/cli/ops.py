@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
-import inspect
 import re
 import textwrap
 from typing import TYPE_CHECKING, Any
@@ -41,6 +39,8 @@ Written by `converter ops --format markdown` from the classes in `converter/ops/
 )
 def ops(name: str | None, style: str) -> None:
     """List the ops, or show one: its fields, an example, the way back."""
+    import difflib
+
     from converter.ops import OPS
 
     if name is not None and name not in OPS:
@@ -60,6 +60,8 @@ def ops(name: str | None, style: str) -> None:
 
 def describe(kind: type[Op]) -> dict[str, Any]:
     """Everything that an op's class says of it."""
+    import inspect
+
     summary, _, more = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")
     examples = [example(kind, value) for value in values(kind)]
     return {

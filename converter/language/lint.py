@@ -75,7 +75,7 @@ def _unused(rules: Rules, document: yaml.Document) -> Iterator[Diagnostic]:
         word
         for text in chain(
             _texts({key: value for key, value in data.items() if key not in _NO_NEWS | {"rules"}}),
-            *(_texts(_without(rule, _SIDES)) for rule in data["rules"]),
+            *(_texts(_without(rule, _SIDES)) for rule in data.get("rules", ())),
         )
         for word in re.findall(r"\w+", text)
     }
@@ -83,7 +83,7 @@ def _unused(rules: Rules, document: yaml.Document) -> Iterator[Diagnostic]:
         if name not in used:
             where = _key(rules, document, "sizes", name)
             yield _remark(where, "MAP131", f"no op names the size '{name}'")
-    for index, rule in enumerate(data["rules"]):
+    for index, rule in enumerate(data.get("rules", ())):
         words = {word for text in _texts(rule.get("ops")) for word in re.findall(r"\w+", text)}
         for name in rule.get("sizes") or {}:
             if name not in words:
