@@ -148,6 +148,14 @@ FORMATS = (
         marks=((0, b"\x08"), (0, b"\x12"), (0, b"\x3a"), (0, b"\x42")),
         only_read=(".onnx",),
     ),
+    Format(
+        "tfjs",
+        "TensorFlow.js (model.json and shards)",
+        (),
+        "converter.formats.tfjs",
+        writes=False,
+        only_read=(".json",),
+    ),
 )
 
 PROBE_BYTES = 512

@@ -34,13 +34,12 @@ from numpy.typing import NDArray
 from converter.errors import (
     CorruptFileError,
     LimitError,
-    NotFoundError,
-    UnsafeContentError,
     UnsupportedError,
     context,
 )
 from converter.files import File
 from converter.formats import Probe
+from converter.formats._beside import beside
 from converter.formats._names import name_problem, shown
 from converter.formats._protobuf import FIXED32, LENGTH, VARINT, signed
 from converter.formats._typed_fields import (
@@ -411,7 +410,7 @@ class _Model:
                     f"the tensors are in more than {MAX_FILES} files",
                     hint="save the model with all of its tensors in one file",
                 )
-            file = File(_confined(self.file.path, location))
+            file = File(beside(self.file.path, location, below=True))
             self.stack.callback(file.close)
             self.files[location] = file
         return self.files[location]
@@ -506,35 +505,3 @@ def _unpacked(raw: NDArray[Any], bits: int, dtype: np.dtype[Any], size: int) -> 
     out = np.empty(size, dtype)
     storage.read(0, out)
     return out
-
-
-# ── files beside ─────────────────────────────────────────────────────────────────────────────────
-
-
-def _confined(model: Path, location: str) -> Path:
-    """The path of a file in the model's folder, or below; links must lead where the model's does.
-
-    (A download cache has the model and its data as links into one folder.)
-    """
-    parts = location.split("/")
-    plain = len(parts) <= MAX_RANK and all(
-        re.fullmatch(r"[^\\\0-\x1f\x7f:]{1,255}", part) and part not in {".", ".."}
-        for part in parts
-    )
-    if not plain:
-        raise UnsafeContentError(
-            "the model leads to something else than a file in its folder",
-            expected="a relative path without '..'",
-            found=shown(location),
-        )
-    path = model.parent.joinpath(*parts)
-    try:
-        real, home = path.resolve(strict=True), model.parent.resolve(strict=True)
-        beside = model.resolve(strict=True).parent
-    except (OSError, RuntimeError) as error:
-        raise NotFoundError(
-            "a file beside the model is missing", path=path, hint="the download may not be complete"
-        ) from error
-    if real != home.joinpath(*parts) and real.parent != beside:
-        raise UnsafeContentError("a link leads out of the model's folder", path=path, found=real)
-    return real
