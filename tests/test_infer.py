@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import converter
 from converter.inference import infer
 from converter.language.load import shipped_names
+from converter.ops import OPS
 from tests.cli import checkpoints
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
@@ -153,6 +154,30 @@ def test_equal_tensors_are_told_apart_by_names():
         assert sources[f"h.{i}.ln.weight"] == (f"{ln}/gamma",)
         assert sources[f"h.{i}.ln.bias"] == (f"{ln}/beta",)
     assert "the names decide" in found.yaml
+
+
+@pytest.mark.skipif("reorder" not in OPS, reason="the language cannot say it")
+def test_gates_in_another_order_negation_and_a_forget_bias():
+    rng = np.random.default_rng(0)
+    ours, theirs = {}, {}
+    for i in range(3):
+        kernel = rng.standard_normal((5, 4 * 6), dtype="f4")
+        bias = rng.standard_normal(4 * 6, dtype="f4")
+        gates = kernel.reshape(5, 4, 6)[:, [0, 2, 1, 3]].reshape(5, 24)
+        shifted = bias.copy()
+        shifted[12:18] += np.float32(1)
+        ours |= {f"rnn/cell_{i}/kernel": kernel, f"rnn/cell_{i}/bias": bias}
+        theirs |= {f"lstm.{i}.weight_ih": gates.T, f"lstm.{i}.bias_ih": shifted}
+    ours["sign"] = rng.standard_normal(7)
+    theirs["minus"] = -ours["sign"]
+    source, target = converter.from_arrays(ours), converter.from_arrays(theirs)
+    found = infer(source, target)
+    assert found.open == {}, found.yaml
+    assert found.exact, found.yaml
+    assert "reorder" in found.yaml
+    assert "negate" in found.yaml
+    assert "add" in found.yaml
+    assert len(found.rules.rules) == 3, found.yaml
 
 
 def test_what_is_not_there_is_said():

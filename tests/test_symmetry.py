@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from converter.compare import diff
+from converter.inference.match import known
 from converter.layout import View
 from converter.ops import OPS
 from converter.symmetry import Search, explained
@@ -254,7 +255,7 @@ def applied(ops, array):
     views = [View.of(array)]
     for op in ops:
         ((word, value),) = op.items()
-        if word not in OPS:
+        if not known([op]):
             return None
         views = OPS[word].model_validate(value).apply(views, 1)
     return views[0].numpy()

@@ -133,6 +133,10 @@ class _Matcher:
                 self.found.open.setdefault(target, words)
                 return False
             ops = found.ops
+            made = applied(ops, ours)
+            if made is None or made.shape != theirs.shape or not same(made, theirs):
+                self.found.open.setdefault(target, f"{source}, {found}")
+                return False
         self.found.open.pop(target, None)
         self.found.matches.append(Match((source,), (target,), ops, note))
         self.used.add(source)
@@ -338,7 +342,7 @@ class _Matcher:
     def unify(self, match: Match, often: Counter[str]) -> Match:
         """The match with more usual ops, where they do the same."""
         ours, theirs = self.sources[match.sources[0]], self.targets[match.targets[0]]
-        for text, _ in often.most_common(6):
+        for text in sorted(often, key=lambda text: (" 1 " in text or '"1 ' in text, -often[text])):
             ops = tuple(json.loads(text))
             if ops == match.ops:
                 return match

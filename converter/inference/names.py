@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from converter.inference.match import Match
@@ -70,8 +70,8 @@ def generalise(
     for group in groups.values():
         draft = _fold(group, tables)
         drafts += [draft] if draft else [_literal(match) for match in group]
-    drafts = _with_choices(drafts)
-    return [done for draft in drafts for done in _fitted(draft, all_sources, tables)]
+    drafts = _apart(_with_choices(drafts), tables)
+    return [done for draft in drafts for done in _fitted(draft, drafts, all_sources, tables)]
 
 
 def _literal(match: Match) -> Draft:
@@ -263,11 +263,41 @@ def _parses(draft: Draft) -> bool:
     return True
 
 
-def _fitted(draft: Draft, names: Sequence[str], tables: Tables) -> list[Draft]:
-    """The rule with what it would take too much left out; single rules where that is shorter."""
+def _mine(draft: Draft) -> set[str]:
+    return {name for match in draft.matches for name in match.sources}
+
+
+def _takes(draft: Draft, names: Iterable[str], tables: Tables) -> list[str]:
+    """Which of these names the draft's templates fit."""
     found = (compiled(draft, tables) or [])[: len(draft.sources)]
-    mine = {name for match in draft.matches for name in match.sources}
-    others = tuple(n for n in names if n not in mine and any(template(n) for template in found))
-    if len(others) > max(2, len(draft.matches)):
+    return [name for name in names if any(template(name) for template in found)]
+
+
+def _apart(drafts: Sequence[Draft], tables: Tables) -> list[Draft]:
+    """Rules of which no two fit each other's names: the one with fewer is written out."""
+    kept: list[Draft] = []
+    for draft in sorted(drafts, key=lambda draft: -len(draft.matches)):
+        crossed = len(draft.matches) > 1 and any(
+            _takes(draft, _mine(other), tables) and _takes(other, _mine(draft), tables)
+            for other in kept
+        )
+        kept += [_literal(match) for match in draft.matches] if crossed else [draft]
+    return kept
+
+
+def _fitted(
+    draft: Draft, drafts: Sequence[Draft], names: Sequence[str], tables: Tables
+) -> list[Draft]:
+    """The rule with what it would take too much left out; single rules where that is shorter."""
+    mine = _mine(draft)
+    others = dict.fromkeys(_takes(draft, (name for name in names if name not in mine), tables))
+    exclude: list[str] = []
+    for other in drafts:
+        taken = others.keys() & _mine(other)
+        if taken and len(other.sources) == 1 and "[" not in other.sources[0]:
+            exclude.append(other.sources[0])
+            others = {name: None for name in others if name not in taken}
+    exclude += others
+    if len(exclude) > max(2, len(draft.matches)):
         return [_literal(match) for match in draft.matches]
-    return [replace(draft, exclude=others)]
+    return [replace(draft, exclude=tuple(exclude))]

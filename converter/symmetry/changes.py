@@ -86,7 +86,7 @@ def negate() -> Change:
     def apply(view: View) -> View:
         return elementwise(view, np.negative)
 
-    return Change("negating", apply, lambda _: {"negate": True})
+    return Change("negating", apply, lambda _: {"negate": {}})
 
 
 def swapped_bytes(dtype: np.dtype[Any]) -> Change:

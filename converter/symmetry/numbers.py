@@ -47,7 +47,9 @@ def _constant(a: Array, b: Array, _: np.dtype[Any]) -> Found | None:
 
 def _uniform(a: Array, b: Array, dtype: np.dtype[Any]) -> Found | None:
     for word, op, value, exact in _shifts(a, b, dtype):
-        return f"{word} {_number(value)}", {op: value}, exact
+        divisor = float(f"{1 / value:.6g}") if op == "scale" else 0.0
+        whole = divisor and 1 / divisor == value
+        return f"{word} {_number(value)}", {op: {"divisor": divisor} if whole else value}, exact
     return None
 
 
@@ -105,7 +107,8 @@ def _blockwise(a: Array, b: Array, dtype: np.dtype[Any]) -> Found | None:
                 blocks = (
                     f"block{'s' if len(changed) > 1 else ''} {which} of {count} along axis {axis}"
                 )
-                value_op = {op: {"value": value, "axis": axis, "blocks": changed, "of": count}}
+                one = {"value": value, "axis": axis, "block": changed[0], "of": count}
+                value_op = {op: one} if op == "add" and len(changed) == 1 else {}
                 return f"{word} {_number(value)} in {blocks}", value_op, exact
     return None
 
