@@ -44,10 +44,12 @@ GRAPH_METADATA, TEXTS_METADATA = "tensorflow.object_graph", "tensorflow.object_t
 
 MAX_GRAPH = 16 << 20  # bytes that are kept
 MAX_TEXTS = 4 << 20  # bytes, all together
-MAX_FIELDS = 2_000_000
+MAX_FIELDS = 1_000_000
+NODE_FIELDS = 4  # that a node counts for, even an empty one
+MAX_FACTS = 64  # fields of a child, an attribute or a slot
 MAX_PATHS = 8  # offered for a tensor
 MAX_DEPTH = 32  # edges of a path that is offered
-MAX_STEPS = 500_000  # in search of paths
+MAX_STEPS = 200_000  # in search of paths
 
 _LISTS = re.compile(r".*(variables|weights)|optimizer|keras_api")  # edges that say nothing
 
@@ -99,15 +101,22 @@ class _Reader:
         """The numbers and the texts of a flat message."""
         numbers: dict[int, int] = {}
         texts: dict[int, str] = {}
-        for tag, value, first, end in self.fields(start, stop):
+        count = 0
+        for tag, value, first, end in fields(self.data, start, stop):
             if tag & 7 == VARINT:
                 numbers[tag >> 3] = value
             elif tag & 7 == LENGTH:
                 texts[tag >> 3] = self.data[first:end].decode(errors="replace")
+            count += 1
+            if count > MAX_FACTS:
+                self._left = 0
+                break
+        self._left -= count
         return numbers, texts
 
     def node(self, start: int, stop: int) -> Node:
         node = Node([], [], [])
+        self._left -= NODE_FIELDS
         for tag, _, first, end in self.fields(start, stop):
             if tag not in _PARTS:
                 continue
@@ -402,11 +411,20 @@ def _fitted(graph: bytes, keys: list[str], texts: Collection[str]) -> bytes | No
     except (SourceError, RefusedError):
         return None
     known = {attribute.key for node in nodes for attribute in node.attributes}
-    owners = {owner(name, known) for name in keys}
-    if None in owners:
+    found = ((name, owner(name, known)) for name in keys)
+    owners = {name: key for name, key in found if key is not None}
+    if len(owners) < len(keys):
         return None
-    gone = known - owners - set(texts)
+    halves = {key for name, key in owners.items() if _is_half(name, owners)}
+    gone = known - {*owners.values()} - set(texts) | halves
     return _without(graph, nodes, gone) if gone else graph
+
+
+def _is_half(name: str, names: Collection[str]) -> bool:
+    """Whether a name is of a table's keys without its values, or the other way round."""
+    table, _, part = name.rpartition("-")
+    others = {"keys": "values", "values": "keys"}
+    return part in others and MARK in table and f"{table}-{others[part]}" not in names
 
 
 def _without(graph: bytes, nodes: list[Node], gone: set[str]) -> bytes:
