@@ -144,10 +144,18 @@ def _flow(value: Any, *, top: bool = False) -> str:
         return "[" + ", ".join(map(_flow, value)) + "]"
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
-    text = str(value)
-    special = text[:1] in "[{'\"&*!|>%@`#-?" or ": " in text or " #" in text
-    quoted = isinstance(value, str) and (special or (not top and re.search(r"[,\[\]{}]", text)))
-    return f'"{text}"' if quoted else text
+    return _quoted(value, top=top) if isinstance(value, str) else str(value)
+
+
+def _quoted(text: str, *, top: bool) -> str:
+    """A text, in quotes where it would not be read as this text."""
+    from converter.language import yaml
+
+    with contextlib.suppress(ValueError):
+        plain = yaml.load(f"x: {text}" if top else f"x: [{text}]").data
+        if plain == {"x": text if top else [text]}:
+            return text
+    return f'"{text}"'
 
 
 def human(op: dict[str, Any]) -> str:

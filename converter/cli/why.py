@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from converter.cli.ops import written
 from converter.cli.options import SOURCE, Request, mapping_options
 from converter.cli.output import format_option, print_diagnostics, say, say_json, table
 
 if TYPE_CHECKING:
     from converter.errors import Diagnostic
     from converter.language.names import Template
-    from converter.language.rules import Rule
+    from converter.language.rules import Place, Rule
     from converter.plan import Plan, Step
 
 Row = dict[str, Any]
@@ -90,7 +90,7 @@ def _rows(plan: Plan, name: str, asked: str) -> Iterator[Row]:
     """What one mapping does with one of its sources (or makes of nothing)."""
     spec = str(plan.sources.get(name, ""))
     if name in plan.dropped:
-        place = next(str(drop.place) for drop in plan.rules.drops if drop.matches(name))
+        place = next(_at(drop.place) for drop in plan.rules.drops if drop.matches(name))
         yield {"sources": {name: spec}, "place": place, "dropped": plan.dropped[name]}
     elif name in plan.left:
         yield {"sources": {name: spec}, "left": "outside the scope or the selection"}
@@ -119,7 +119,7 @@ def _step(plan: Plan, step: Step, all_: Sequence[Step]) -> Row:
     """One application of a rule, or one constant, and what it makes."""
     from converter.language.rules import Rule
 
-    row: Row = {"place": str(step.rule.place)}
+    row: Row = {"place": _at(step.rule.place)}
     if isinstance(step.rule, Rule):
         row = _applied(plan, step.rule, step.sources, step.pieces)
     else:
@@ -137,17 +137,22 @@ def _applied(plan: Plan, rule: Rule, names: Sequence[str], pieces: int) -> Row:
     specs = [plan.sources[name] for name in names]
     row: Row = {
         "sources": {name: str(spec) for name, spec in zip(names, specs, strict=True)},
-        "place": str(rule.place),
+        "place": _at(rule.place),
         "rule": str(rule),
         "about": rule.about,
         "holes": _holes(rule, names),
         "ops": [],
         "targets": {},
     }
-    with contextlib.suppress(OpError):
-        for op, after in zip(rule.ops, trace(rule, specs, pieces), strict=False):
-            text = f"{op.name} {op.to_file()}"
-            row["ops"].append({"op": text, "gives": [str(spec) for spec in after]})
+    after = trace(rule, specs, pieces)
+    for op in rule.ops:
+        step: Row = {"op": written(op.name, op.to_file())}
+        row["ops"].append(step)
+        try:
+            step["gives"] = [str(spec) for spec in next(after)]
+        except OpError as error:
+            step |= {"gives": [], "error": error.message}
+            break
     return row
 
 
@@ -187,11 +192,19 @@ def print_row(row: Row) -> None:
     if row.get("holes"):
         lines.append(("holes", "  ".join(f"{k}={_listed(v)}" for k, v in row["holes"].items())))
     table(lines, indent="  ")
-    table([(each["op"], _specs(each["gives"])) for each in row.get("ops", ())], indent="  ")
+    table(
+        [(each["op"], _specs(each["gives"]) or "does not fit") for each in row.get("ops", ())],
+        indent="  ",
+    )
     for name, spec in row.get("targets", {}).items():
         say(f"→ {name}  {spec}")
     for doubt in row.get("unconfirmed", ()):
         say(f"  shapes cannot confirm: {doubt}")
+
+
+def _at(place: Place) -> str:
+    """`file:line:col`, from the working folder."""
+    return place.diagnostic("", "").position
 
 
 def _listed(texts: str | Sequence[str]) -> str:

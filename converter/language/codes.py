@@ -90,6 +90,34 @@ CODES: dict[str, Code] = {
         "mapping: 1\nrules: []\nmake:\n  - {target: a, shape: [width]}\n",
         "mapping: 1\nsizes: {width: 4}\nrules: []\nmake:\n  - {target: a, shape: [width]}\n",
     ),
+    "MAP108": Code(
+        "an op loses values, and the rule does not say `lossy: true`",
+        "What is lost cannot come back, so it is never done unless it was asked for.",
+        "- source: a\n  target: b\n  ops:\n    - part: {axis: '[o] i', index: 0, of: 3}\n",
+        "- source: a\n  target: b\n  lossy: true\n  ops:\n"
+        "    - part: {axis: '[o] i', index: 0, of: 3}\n",
+    ),
+    "MAP109": Code(
+        "an installed package brings an op that cannot be used",
+        "Its entry point in the group `converter.ops` must name a subclass of `converter.ops.Op` "
+        "that has the same `name`, which is no op's of ours, and says what it is `about`.",
+        "an entry point that cannot be imported",
+        "repair the package, or remove it",
+    ),
+    "MAP110": Code(
+        "a mapping cannot be included",
+        "There is no such mapping, it includes itself, or it has problems of its own.",
+        "mapping: 1\ninclude:\n  - mapping: layers/no-such-layer\n",
+        "mapping: 1\ninclude:\n  - mapping: layers/dense-keras-torch\n",
+    ),
+    "MAP111": Code(
+        "two rules claim one source or one target",
+        "The order of rules means nothing, so one of them leaves the name to the other by "
+        "`except`.  The message has a name that both would take.",
+        "- {source: 'conv{i}', target: 'c{i}'}\n- {source: conv1, target: first}\n",
+        "- {source: 'conv{i}', target: 'c{i}', except: [conv1]}\n"
+        "- {source: conv1, target: first}\n",
+    ),
     "MAP120": Code(
         "no way back",
         "Going back needs what the op forgets: sizes of axes that it merges, the shape or dtype "
@@ -162,18 +190,21 @@ CODES: dict[str, Code] = {
     ),
     "PLN203": Code(
         "a source tensor is claimed more than once",
-        "The order of rules means nothing; one of them leaves the name to the other by `except`.",
-        "- {source: 'conv{i}', target: 'c{i}'}\n- {source: conv1, target: first, optional: true}\n",
-        "- {source: 'conv{i}', target: 'c{i}', except: [conv1]}\n"
-        "- {source: conv1, target: first}\n",
+        "A tensor is mapped or dropped, not both; a rule leaves a name to a drop by `except`.",
+        "mapping: 1\nrules:\n  - {source: 'conv{i}', target: 'c{i}'}\n"
+        "drop:\n  - {source: conv1, because: not needed}\n",
+        "mapping: 1\nrules:\n  - {source: 'conv{i}', target: 'c{i}', except: [conv1]}\n"
+        "drop:\n  - {source: conv1, because: not needed}\n",
         "conv1 float32 [2]\nconv2 float32 [2]\n",
     ),
     "PLN204": Code(
         "a target tensor is made more than once",
         "One of the two would be lost.",
-        "- {source: a, target: 'x1'}\n- {source: 'b{i}', target: 'x{i}'}\n",
-        "- {source: a, target: 'x0'}\n- {source: 'b{i}', target: 'x{i}'}\n",
-        "a float32 [2]\nb1 float32 [2]\n",
+        "mapping: 1\nrules:\n  - {source: 'b{i}', target: 'x{i}'}\n"
+        "make:\n  - {target: x1, because: it is asked for}\n",
+        "mapping: 1\nrules:\n  - {source: 'b{i}', target: 'x{i}'}\n"
+        "make:\n  - {target: x2, because: it is asked for}\n",
+        "b1 float32 [2]\n",
     ),
     "PLN205": Code(
         "a source is missing that a rule needs beside others",

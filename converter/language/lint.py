@@ -122,10 +122,10 @@ def _own(rules: Rules) -> Iterator[Rule]:
 
 
 def _one_way(rules: Rules) -> Iterator[Diagnostic]:
-    """Rules that cannot go back; one that has an `about` is meant to be so."""
+    """Rules that cannot go back; one that is lossy, or has an `about`, is meant to be so."""
     for rule in _own(rules):
         try:
-            if not rule.about:
+            if not (rule.about or any(op.exactness == "lossy" for op in rule.ops)):
                 rule.inverse()
         except IrreversibleError as error:
             hint = error.hint or "if it is meant to be so, say why: `about: ...`"
