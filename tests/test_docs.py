@@ -268,7 +268,9 @@ def test_the_exit_codes_are_those_of_the_command():
 
 
 def walk(group: click.Group, path: str = "converter") -> Iterator[tuple[str, click.Command]]:
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
         if isinstance(command, click.Group):
             yield from walk(command, f"{path} {name}")
         else:

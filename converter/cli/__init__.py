@@ -7,29 +7,16 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import sys
+from typing import cast
 
 import click
 
 from converter import __version__, errors
-from converter.cli.convert import convert
-from converter.cli.diff import diff
-from converter.cli.explain import explain
-from converter.cli.formats import formats
-from converter.cli.infer import infer
-from converter.cli.inspect import inspect
-from converter.cli.lint import lint
-from converter.cli.mappings import mappings
-from converter.cli.ops import ops
 from converter.cli.output import hint, print_diagnostics
-from converter.cli.plan import plan
-from converter.cli.roundtrip import roundtrip
-from converter.cli.schema import schema
-from converter.cli.show import show
-from converter.cli.verify import verify
-from converter.cli.why import why
 
 EXIT_CODES = (  # the first class that fits
     (errors.MappingError, 1),
@@ -46,17 +33,31 @@ INTERRUPTED = 130
 TERMINATED = 143
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+COMMANDS = (
+    *("inspect", "show", "diff", "plan", "why", "convert", "verify", "infer", "roundtrip"),
+    *("lint", "mappings", "formats", "ops", "explain", "schema"),
+)
+
+
+class Commands(click.Group):
+    """The commands, each imported when it is called: `converter convert` waits for no other."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every name, in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """The command of that name, from the module of that name."""
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"converter.cli.{name}")
+        return cast("click.Command", getattr(module, name))
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="converter")
 def cli() -> None:
     """Move trained weights between frameworks by declarative mapping files."""
-
-
-for command in (
-    *(inspect, show, diff, plan, why, convert, verify, infer, roundtrip),
-    *(lint, mappings, formats, ops, explain, schema),
-):
-    cli.add_command(command)
 
 
 def main() -> None:

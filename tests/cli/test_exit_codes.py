@@ -149,7 +149,7 @@ def test_exit_code(row, scene, converter):
 
 def test_every_command_has_each_code_that_it_can_give():
     """The table is complete: a new command must be added to it."""
-    given = {name: {row[0] for row in ROWS if row[1] == name} for name in cli.cli.commands}
+    given = {name: {row[0] for row in ROWS if row[1] == name} for name in cli.COMMANDS}
     assert given == {
         "inspect": {0, 2, 3, 4},
         "show": {0, 1, 2, 3, 4},
