@@ -36,6 +36,11 @@ ROWS = [
     (0, "diff", "slim.ckpt", "slim.pt"),
     (0, "roundtrip", "slim.ckpt", "-m", MAPPING),
     (0, "infer", "slim.ckpt", "slim.pt"),
+    (0, "why", FC6, "slim.ckpt", "-m", MAPPING),
+    (0, "lint", MAPPING),
+    (0, "ops"),
+    (0, "explain", "PLN202"),
+    (0, "schema"),
     # 1: judged and rejected
     (1, "plan", "slim.ckpt", "-m", OTHER),
     (1, "plan", "slim.ckpt", "-m", OTHER, "--format", "json"),
@@ -54,6 +59,8 @@ ROWS = [
     (1, "diff", "slim.ckpt", "slim.pt", "-m", OTHER),
     (1, "roundtrip", "slim.ckpt", "-m", "lossy.yaml"),
     (1, "infer", "slim.ckpt", "strings.ckpt"),
+    (1, "why", FC6, "slim.ckpt", "-m", "broken.yaml"),
+    (1, "lint", "broken.yaml"),
     # 2: usage
     (2, "no-such-command"),
     (2, "--no-such-option"),
@@ -78,6 +85,11 @@ ROWS = [
     (2, "diff", "slim.ckpt", "slim.pt", "--rtol", "-1"),
     (2, "roundtrip", "slim.ckpt"),
     (2, "infer", "slim.ckpt"),
+    (2, "why", FC6),
+    (2, "lint"),
+    (2, "ops", "no-such-op"),
+    (2, "explain", "no-such-code"),
+    (2, "schema", "extra"),
     # 3: reading or writing failed
     (3, "inspect", "missing.ckpt"),
     (3, "inspect", "empty"),
@@ -99,6 +111,9 @@ ROWS = [
     (3, "diff", "slim.ckpt", "damaged.ckpt"),
     (3, "roundtrip", "missing.ckpt", "-m", MAPPING),
     (3, "infer", "slim.ckpt", "missing.pt"),
+    (3, "why", FC6, "missing.ckpt", "-m", MAPPING),
+    (3, "why", "missing", "slim.ckpt", "-m", MAPPING),
+    (3, "lint", "missing.yaml"),
     # 4: refused for safety
     (4, "inspect", "evil.pt"),
     (4, "show", "evil.pt", FC6),
@@ -116,6 +131,7 @@ ROWS = [
     (4, "roundtrip", "evil.pt", "-m", MAPPING),
     (4, "infer", "slim.ckpt", "evil.pt"),
     (4, "infer", "slim.ckpt", "slim.pt", "-o", "broken.yaml"),
+    (4, "why", FC6, "evil.pt", "-m", MAPPING),
 ]
 
 
@@ -159,6 +175,11 @@ def test_every_command_has_each_code_that_it_can_give():
         "diff": {0, 1, 2, 3, 4},
         "roundtrip": {0, 1, 2, 3, 4},
         "infer": {0, 1, 2, 3, 4},
+        "why": {0, 1, 2, 3, 4},
+        "lint": {0, 1, 2, 3},
+        "ops": {0, 2},
+        "explain": {0, 2},
+        "schema": {0, 2},
         "mappings": {0, 2, 3},
         "formats": {0, 2},
     }
