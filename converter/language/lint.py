@@ -17,8 +17,18 @@ from converter.language.rules import Place, Rule, Rules
 MODELINE = "# yaml-language-server: $schema="
 SCHEMA = "schema.json"  # what editors read, beside the mappings or above them
 ABOVE = 3  # folders in which it is looked for
-_NO_NEWS = {"mapping", "name", "about", "source", "target", "tables", "sizes", "tests", "drop"}
-_SIDES = {"source", "target", "sizes", "except", "about"}
+_NO_NEWS = {
+    "mapping",
+    "name",
+    "about",
+    "source",
+    "target",
+    "tables",
+    "sizes",
+    "tests",
+    "drop",
+    "rules",
+}
 
 
 def lint(text: str, path: Path) -> list[Diagnostic]:
@@ -30,7 +40,8 @@ def lint(text: str, path: Path) -> list[Diagnostic]:
     rules, found = examine(document, path)
     found += _modeline(text, path)
     if not any(finding.severity == "error" for finding in found):
-        found += [*_unused(rules, document), *_one_way(rules), *_covered(rules)]
+        found += [*_unused(rules, document), *_covered(rules)]
+        found += _one_way(_with_sizes(rules, document, path))
         if not rules.about:
             found.append(_remark(Place(path, 1, 1, 2), "MAP130", "the mapping has no `about`"))
     return sorted(found, key=lambda finding: (finding.line, finding.column))
@@ -71,22 +82,16 @@ def _is_schema(path: Path) -> bool:
 def _unused(rules: Rules, document: yaml.Document) -> Iterator[Diagnostic]:
     """Sizes and tables that nothing names."""
     data = document.data
-    used = {
-        word
-        for text in chain(
-            _texts({key: value for key, value in data.items() if key not in _NO_NEWS | {"rules"}}),
-            *(_texts(_without(rule, _SIDES)) for rule in data.get("rules", ())),
-        )
-        for word in re.findall(r"\w+", text)
-    }
+    rows = data.get("rules", ())
+    used = _words({key: value for key, value in data.items() if key not in _NO_NEWS})
+    used = used.union(*map(_ops_words, rows))
     for name in data.get("sizes") or {}:
         if name not in used:
             where = _key(rules, document, "sizes", name)
             yield _remark(where, "MAP131", f"no op names the size '{name}'")
-    for index, rule in enumerate(data.get("rules", ())):
-        words = {word for text in _texts(rule.get("ops")) for word in re.findall(r"\w+", text)}
+    for index, rule in enumerate(rows):
         for name in rule.get("sizes") or {}:
-            if name not in words:
+            if name not in _ops_words(rule):
                 where = _key(rules, document, "rules", index, "sizes", name)
                 yield _remark(where, "MAP131", f"no op of this rule names the size '{name}'")
     looked_up = {name for text in _texts(data) for name in re.findall(r"\{(\w+)\[", text)}
@@ -96,8 +101,16 @@ def _unused(rules: Rules, document: yaml.Document) -> Iterator[Diagnostic]:
             yield _remark(where, "MAP132", f"nothing looks the table '{name}' up")
 
 
-def _without(data: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
-    return {key: value for key, value in data.items() if key not in keys}
+def _ops_words(rule: Mapping[str, Any]) -> set[str]:
+    """Every word in the ops of a rule, those of single sources and targets too."""
+    sides = (rule.get(side) for side in ("source", "target"))
+    branches = [each for side in sides for each in (side if isinstance(side, list) else [side])]
+    owners = [rule, *(each for each in branches if isinstance(each, dict))]
+    return set[str]().union(*(_words(owner.get("ops")) for owner in owners))
+
+
+def _words(data: Any) -> set[str]:
+    return {word for text in _texts(data) for word in re.findall(r"\w+", text)}
 
 
 def _texts(data: Any) -> Iterator[str]:
@@ -119,6 +132,13 @@ def _key(rules: Rules, document: yaml.Document, *path: str | int) -> Place:
 def _own(rules: Rules) -> Iterator[Rule]:
     """The rules that stand in this file."""
     return (rule for rule in rules.rules if rule.place.path == rules.path)
+
+
+def _with_sizes(rules: Rules, document: yaml.Document, path: Path) -> Rules:
+    """The rules with a number for each size that is only known when they are used."""
+    sizes = document.data.get("sizes") or {}
+    unknown = {name: 2 for name, size in sizes.items() if size is None}
+    return examine(document, path, unknown)[0] if unknown else rules
 
 
 def _one_way(rules: Rules) -> Iterator[Diagnostic]:

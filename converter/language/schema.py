@@ -25,7 +25,9 @@ def schema() -> dict[str, Any]:
     """The schema as plain data; words that draft-07 lacks are put into its own."""
     found = MappingModel.model_json_schema(by_alias=True)
     definitions = found.pop("$defs")
-    definitions["RuleModel"]["properties"]["ops"]["items"] = {"$ref": "#/definitions/Op"}
+    for model in definitions.values():
+        if "ops" in model["properties"]:
+            model["properties"]["ops"]["items"] = {"$ref": "#/definitions/Op"}
     for name, kind in OPS.items():
         fields = kind.model_json_schema(by_alias=True)
         definitions |= fields.pop("$defs", {})
