@@ -156,6 +156,15 @@ FORMATS = (
         writes=False,
         only_read=(".json",),
     ),
+    Format(
+        "graphdef",
+        "TensorFlow frozen graph (GraphDef)",
+        (),
+        "converter.formats.graphdef",
+        writes=False,
+        marks=((0, b"\x0a"),),
+        only_read=(".pb",),
+    ),
 )
 
 PROBE_BYTES = 512

@@ -245,6 +245,14 @@ def bit_patterns(dtype: np.dtype[Any]) -> Callable[[Array], Array]:
     return view
 
 
+def viewed(raw: Array, dtype: np.dtype[Any]) -> Array:
+    """Bytes as elements; `CorruptFileError` when they end inside one, as inside a complex."""
+    if raw.size % dtype.itemsize:
+        raise CorruptFileError(f"the bytes end inside an element of {dtype_name(dtype)}")
+    array: Array = raw.view(dtype)
+    return array
+
+
 class Decoded:
     """A storage of numbers that are decoded by the first read, and kept.
 

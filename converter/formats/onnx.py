@@ -60,6 +60,7 @@ from converter.formats._typed_fields import (
     strings,
     tag,
     varints,
+    viewed,
 )
 from converter.layout import Memory, Storage, View
 from converter.tensors import STRING, Checkpoint, dtype_of
@@ -488,14 +489,8 @@ def _finish(data_type: int, dtype: np.dtype[Any], size: int) -> Callable[[NDArra
     if bits:
         return lambda numbers: _unpacked(integers(np.dtype(np.uint8))(numbers), bits, dtype, size)
     if _DTYPES[data_type][1] in _WIDTHS:
-        return lambda raw: _viewed(raw, dtype)
+        return lambda raw: viewed(raw, dtype)
     return integers(dtype) if dtype.kind in "iub" else bit_patterns(dtype)
-
-
-def _viewed(raw: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    if raw.size % dtype.itemsize:
-        raise CorruptFileError("half a complex number")
-    return raw.view(dtype)
 
 
 def _unpacked(raw: NDArray[Any], bits: int, dtype: np.dtype[Any], size: int) -> NDArray[Any]:
