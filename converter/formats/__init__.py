@@ -165,6 +165,15 @@ FORMATS = (
         marks=((0, b"\x0a"),),
         only_read=(".pb",),
     ),
+    Format(
+        "caffe",
+        "Caffe (.caffemodel)",
+        (),
+        "converter.formats.caffe",
+        writes=False,
+        marks=((0, b"\x0a"), (0, b"\x12"), (0, b"\xa2\x06")),
+        only_read=(".caffemodel",),
+    ),
 )
 
 PROBE_BYTES = 512
