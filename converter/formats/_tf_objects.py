@@ -26,7 +26,7 @@ import binascii
 import json
 import re
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import NamedTuple
 
@@ -232,12 +232,15 @@ class Facts(NamedTuple):
 class Objects:
     """A graph beside the tensors of its checkpoint; it is only read when it is asked.
 
-    `tensors` are the names of tensors with their facts; None where a tensor is stored in slices.
+    `tensors` are the names of tensors; `facts` gives None where one is stored in slices.
     """
 
-    def __init__(self, data: bytes, tensors: Mapping[str, Facts | None]) -> None:
+    def __init__(
+        self, data: bytes, tensors: Collection[str], facts: Callable[[str], Facts | None]
+    ) -> None:
         self._data = data
         self._tensors = tensors
+        self._facts = facts
 
     @cached_property
     def _graph(self) -> list[Node]:
@@ -284,7 +287,7 @@ class Objects:
         """Tensors that Keras 3 exported for a second time, with their first."""
         first: dict[tuple[str, Facts], list[str]] = {}
         for name, full_name in self.full_names.items():
-            facts = self._tensors[name]
+            facts = self._facts(name)
             if facts is not None:
                 first.setdefault((full_name, facts), []).append(name)
         found = {}

@@ -19,6 +19,8 @@ also has a graph of its objects (see _tf_objects.py): no tensor, but kept as met
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -75,7 +77,7 @@ from converter.formats._tf import (
 from converter.formats._tf_objects import GRAPH, MARK, MAX_GRAPH, MAX_TEXTS, VALUE, Facts, Objects
 from converter.formats._tf_paths import claims, located
 from converter.layout import Computed, Elementwise, View
-from converter.tensors import STRING, Checkpoint, Tensor, TensorSpec
+from converter.tensors import STRING, Checkpoint, LazyTensors, Tensor, TensorSpec
 
 Array = NDArray[Any]
 ByteOrder = Literal["little", "big"]
@@ -111,18 +113,20 @@ def _open(path: Path) -> tuple[Checkpoint, Objects | None]:
     """A checkpoint with the names of its index, and its graph when it has one."""
     index = located(path).paths[0]
     bundle = _Bundle(index)
-    tensors: dict[str, Tensor] = {}
+    specs: dict[str, TensorSpec] = {}
     unsupported: dict[str, str] = {}
+    tensors = LazyTensors(specs, functools.cache(bundle.view))
     try:
         with context(path=index):
-            for name, key, entry in bundle.named(unsupported):
+            for name, entry in bundle.named(unsupported):
                 with context(tensor=name):
-                    tensors[name] = Tensor(bundle.view(name, key, entry))
-        graph, metadata = _without_texts(tensors, unsupported)
+                    bundle.check(name, entry)
+                specs[name] = TensorSpec(entry.shape, DTYPES[entry.dtype])
+        graph, metadata = _without_texts(tensors, specs, unsupported)
     except BaseException:
         bundle.close()
         raise
-    objects = Objects(graph, {name: bundle.facts(name) for name in tensors}) if graph else None
+    objects = Objects(graph, specs, bundle.facts) if graph else None
     checkpoint = Checkpoint(
         tensors,
         "tf-v2",
@@ -136,39 +140,39 @@ def _open(path: Path) -> tuple[Checkpoint, Objects | None]:
 
 
 def _without_texts(
-    tensors: dict[str, Tensor], unsupported: dict[str, str]
+    tensors: LazyTensors, specs: dict[str, TensorSpec], unsupported: dict[str, str]
 ) -> tuple[bytes, dict[str, str]]:
     """The graph, and metadata with all that is no tensor but describes objects: it is taken out."""
-    if GRAPH not in tensors or tensors[GRAPH].spec != TensorSpec((), STRING):
+    text = TensorSpec((), STRING)
+    if specs.get(GRAPH) != text:
         return b"", {}
     graph, room = b"", MAX_TEXTS
     kept: dict[str, str] = {}
-    for name in [name for name in tensors if _describes(name, tensors[name].spec)]:
-        view = tensors.pop(name).view
+    for name in [name for name, spec in specs.items() if spec == text and _describes(name)]:
         what, limit = ("the graph of TensorFlow's objects", MAX_GRAPH)
         if name != GRAPH:
             what, limit = ("a text that describes an object", room)
-        text = _text(view, limit)
-        if text is None:
+        found = _text(tensors[name].view, limit)
+        del specs[name]
+        if found is None:
             unsupported[name] = f"{what}; too large to be kept"
             continue
         unsupported[name] = f"{what}; kept as metadata"
         if name == GRAPH:
-            graph = text
+            graph = found
         else:
-            room -= len(text)
+            room -= len(found)
             try:
-                kept[name] = text.decode()
+                kept[name] = found.decode()
             except UnicodeDecodeError:
                 unsupported[name] = f"{what}; not kept, since it is not valid UTF-8"
     return graph, _tf_objects.packed(graph, kept) if graph else {}
 
 
-def _describes(name: str, spec: TensorSpec) -> bool:
-    """Whether an entry is text about an object: a single string that is no variable's value."""
+def _describes(name: str) -> bool:
+    """Whether a string of that name is text about an object, and no variable's value."""
     _, mark, attribute = name.rpartition(MARK)
-    text = name == GRAPH or (bool(mark) and attribute != VALUE)
-    return text and spec == TensorSpec((), STRING)
+    return name == GRAPH or (bool(mark) and attribute != VALUE)
 
 
 def _text(view: View, limit: int) -> bytes | None:
@@ -185,13 +189,14 @@ def _renamed(checkpoint: Checkpoint, objects: Objects, scheme: str) -> Checkpoin
     unsupported = {
         name: f"stored a second time; the first is '{first}'" for name, first in copies.items()
     }
+    keys = {names.get(name, name): name for name in checkpoint if name not in copies}
+    specs = checkpoint.specs
     return replace(
         checkpoint,
-        tensors={
-            names.get(name, name): tensor
-            for name, tensor in checkpoint.tensors.items()
-            if name not in copies
-        },
+        tensors=LazyTensors(
+            {name: specs[key] for name, key in keys.items()},
+            lambda name: checkpoint[keys[name]].view,
+        ),
         unsupported={**checkpoint.unsupported, **unsupported},
         aliases={
             names.get(name, name): tuple(dict.fromkeys((name, *aliases)))
@@ -312,8 +317,8 @@ class _Bundle:
         for file in self._files.values():
             file.close()
 
-    def named(self, unsupported: dict[str, str]) -> Iterator[tuple[str, bytes, _Entry]]:
-        """Every tensor's name, key and entry; the others go to `unsupported`, with the reason."""
+    def named(self, unsupported: dict[str, str]) -> Iterator[tuple[str, _Entry]]:
+        """Every tensor's name and entry; the others go to `unsupported`, with the reason."""
         for key, entry in self.entries.items():
             if key in self.slices:
                 continue
@@ -325,15 +330,24 @@ class _Bundle:
             if reason:
                 unsupported[name] = reason
             else:
-                yield name, key, entry
+                yield name, entry
 
     def facts(self, name: str) -> Facts | None:
         """What the index says of a tensor's values; None when they are in slices."""
         entry = self.entries[name.encode()]
         return None if entry.slices else Facts(entry.dtype, entry.shape, entry.size, entry.crc)
 
-    def view(self, name: str, key: bytes, entry: _Entry) -> View:
-        """The tensor of an entry, assembled when it is stored in slices."""
+    def check(self, name: str, entry: _Entry) -> None:
+        """Raise what `view` would."""
+        if entry.slices:
+            self.view(name)
+        else:
+            self._file(entry)
+
+    def view(self, name: str) -> View:
+        """A tensor, assembled when it is stored in slices."""
+        key = name.encode()
+        entry = self.entries[key]
         if not entry.slices:
             return self._stored(name, entry)
         parts = []
@@ -359,12 +373,6 @@ class _Bundle:
         spec = TensorSpec(entry.shape, dtype)
         if dtype == STRING:
             return View.over(self._strings(name, file, entry, spec.size), entry.shape)
-        if entry.size != spec.nbytes:
-            raise CorruptFileError(
-                "the stored size does not fit the shape",
-                expected=f"{spec.nbytes} bytes for {spec}",
-                found=f"{entry.size} bytes",
-            )
         checksum = Checksum("tensor", crc32c, entry.crc, entry.offset, entry.size)
         bits = dtype if dtype.isbuiltin == 1 else np.dtype(f"u{dtype.itemsize}")
         stored = dtype if self.order == "<" else bits.newbyteorder(self.order)
@@ -377,7 +385,7 @@ class _Bundle:
         return View.over(swapped, entry.shape)
 
     def _file(self, entry: _Entry) -> _Shard:
-        """The data file of an entry, checked to hold its range."""
+        """The data file of an entry, checked to hold its range, and that to fit the shape."""
         file = self._files.get(entry.shard)
         if file is None:
             if not 0 <= entry.shard < self.shards:
@@ -397,16 +405,18 @@ class _Bundle:
                 found=f"{file.size} bytes",
                 hint="a broken download is the usual cause",
             )
+        dtype, count = DTYPES[entry.dtype], math.prod(entry.shape)
+        least = count + 4 if dtype == STRING else count * dtype.itemsize
+        if entry.size < least or (entry.size > least and dtype != STRING):
+            raise CorruptFileError(
+                "the stored size does not fit the shape",
+                expected=f"{least} bytes{' or more' * (dtype == STRING)}"
+                f" for {TensorSpec(entry.shape, dtype)}",
+                found=f"{entry.size} bytes",
+            )
         return file
 
     def _strings(self, name: str, file: File, entry: _Entry, count: int) -> _Strings:
-        if entry.size < count + 4:
-            raise CorruptFileError(
-                "the stored size does not fit the shape",
-                expected=f"at least {count + 4} bytes for {count} strings",
-                found=f"{entry.size} bytes",
-            )
-
         def compute() -> Array:
             with context(path=file.path, tensor=name):
                 stored = file.read(entry.offset, entry.size)

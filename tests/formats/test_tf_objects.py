@@ -20,7 +20,7 @@ from converter.errors import (
 )
 from converter.formats import _tf_objects, tf_v2
 from converter.formats._protobuf import message, number
-from converter.formats._tf_objects import GRAPH, GRAPH_METADATA, TEXTS_METADATA, Facts, Objects
+from converter.formats._tf_objects import GRAPH, GRAPH_METADATA, TEXTS_METADATA, Objects
 from converter.tensors import from_arrays
 from tests.formats.conformance import differences, make, read
 from tests.oracles.tf_objects import keras
@@ -271,10 +271,10 @@ def test_graphs_without_an_end_have_few_aliases(graph, tmp_path):
 def test_paths_are_few_and_short():
     levels = [node([(f"{edge}{n}", n + 1) for edge in "abc"]) for n in range(10)]
     key = "w" + VALUE
-    objects = Objects(b"".join([*levels, variable("w", "w")]), {key: Facts(1, (), 4, 0)})
+    objects = Objects(b"".join([*levels, variable("w", "w")]), [key], lambda _: None)
     assert len(objects.aliases[key]) == 1 + _tf_objects.MAX_PATHS
     deep = b"".join(node([("d", n + 1)]) for n in range(40)) + variable("w", "w")
-    assert Objects(deep, {key: None}).aliases == {key: ("w",)}
+    assert Objects(deep, [key], lambda _: None).aliases == {key: ("w",)}
 
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────
@@ -461,10 +461,11 @@ def test_every_number_is_there(live):
 
 
 @pytest.mark.oracle
+@pytest.mark.parametrize(
+    "live", [kind for kind in KINDS if kind[1] != "module"], ids=identity, indirect=True
+)
 def test_full_names_are_those_of_the_variables(live):
     version, kind, path, values = live
-    if kind == "module":
-        pytest.skip("its variables are reached by attributes")
     with formats.open_checkpoint(path, names="full_name") as checkpoint:
         found = {name: tensor.numpy() for name, tensor in checkpoint.items()}
     if version == 2:  # no names there for the parts of an optimizer
