@@ -43,7 +43,8 @@ def lint(text: str, path: Path) -> list[Diagnostic]:
         found += [*_unused(rules, document), *_covered(rules)]
         found += _one_way(_with_sizes(rules, document, path))
         if not rules.about:
-            found.append(_remark(Place(path, 1, 1, 2), "MAP130", "the mapping has no `about`"))
+            where = _key(rules, document, "mapping")
+            found.append(_remark(where, "MAP130", "the mapping has no `about`"))
     return sorted(found, key=lambda finding: (finding.line, finding.column))
 
 
