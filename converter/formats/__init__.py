@@ -174,6 +174,14 @@ FORMATS = (
         marks=((0, b"\x0a"), (0, b"\x12"), (0, b"\xa2\x06")),
         only_read=(".caffemodel",),
     ),
+    Format(
+        "joblib",
+        "joblib and other pickles of arrays",
+        (),
+        "converter.formats.joblib",
+        writes=False,
+        only_read=(".joblib", ".pkl", ".pickle"),
+    ),
 )
 
 PROBE_BYTES = 512
