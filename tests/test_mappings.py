@@ -153,7 +153,8 @@ def port(name) -> converter.Port:
 
 
 def test_every_shipped_mapping_has_a_case():
-    assert shipped_names() == sorted(CASES)
+    """Those of other folders have tests of their own: test_blocks, test_hard_ports."""
+    assert [name for name in shipped_names() if name.startswith("vgg16/")] == sorted(CASES)
 
 
 @pytest.mark.parametrize("shipped_name", shipped_names())

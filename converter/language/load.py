@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,17 +13,22 @@ from pydantic import ValidationError
 from converter.errors import Diagnostic, MappingError, NotFoundError
 from converter.language import names, yaml
 from converter.language.groups import GROUPS
+from converter.language.include import Chain, IncludeError, shipped
 from converter.language.model import (
     DropModel,
     ExampleModel,
+    IncludeModel,
     MakeModel,
     MappingModel,
     RuleModel,
+    branches,
     listed,
     op_names,
 )
+from converter.language.overlap import overlaps
 from converter.language.rules import Drop, Make, Place, Rule, Rules
 from converter.ops import OPS, Op
+from converter.ops.base import On, UnaryOp
 from converter.ops.pieces import Split
 
 SUFFIXES = (".yaml", ".yml")
@@ -32,15 +38,9 @@ _STAND_INS: dict[str, dict[str, Any]] = {  # for entries that the schema refuses
     "drop": {"source": "", "because": "-"},
     "make": {"target": ""},
     "tests": {"rule": 0, "in": 0, "out": 0},
+    "include": {"mapping": ""},
 }
 SURE = 0.8  # likeness of a word to the one that `lint --fix` puts in its place
-
-
-def shipped() -> Path:
-    """The folder of the mappings that come with the package."""
-    package = Path(__file__).parents[1]
-    inside = package / "_mappings"  # in a wheel; in a checkout they lie beside the package
-    return inside if inside.is_dir() else package.parent / "mappings"
 
 
 def shipped_names() -> list[str]:
@@ -72,13 +72,16 @@ def load(name: str | Path, sizes: Mapping[str, int] | None = None) -> Rules:
     Raises `MappingError` with every problem of the file, `NotFoundError` when there is none.
     """
     path = find(name)
+    return loads(_text(path), path, sizes)
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise MappingError(
             [Place(path, 1, 1, 1).diagnostic("MAP001", f"cannot be read: {error}")]
         ) from error
-    return loads(text, path, sizes)
 
 
 def loads(text: str, path: Path | None = None, sizes: Mapping[str, int] | None = None) -> Rules:
@@ -90,12 +93,15 @@ def loads(text: str, path: Path | None = None, sizes: Mapping[str, int] | None =
 
 
 def examine(
-    document: yaml.Document, path: Path | None, sizes: Mapping[str, int] | None = None
+    document: yaml.Document,
+    path: Path | None,
+    sizes: Mapping[str, int] | None = None,
 ) -> tuple[Rules, list[Diagnostic]]:
     """The rules of a document, as far as they can be read, and every problem, by place."""
-    compiler = _Compiler(path, document)
+    compiler = _Compiler(path, document, Chain(path))
     rules = compiler.compile(sizes or {})
-    return rules, sorted(compiler.problems, key=lambda d: (d.line, d.column))
+    problems = [*compiler.problems, *overlaps(rules.rules)]
+    return rules, sorted(problems, key=lambda d: (d.path != path, str(d.path), d.line, d.column))
 
 
 def read(text: str, path: Path | None) -> yaml.Document:
@@ -111,13 +117,15 @@ def read(text: str, path: Path | None) -> yaml.Document:
 class _Compiler:
     """Turns a document into rules and collects what is wrong with it."""
 
-    def __init__(self, path: Path | None, document: yaml.Document) -> None:
+    def __init__(self, path: Path | None, document: yaml.Document, chain: Chain) -> None:
         self.path = path
+        self.chain = chain
         self.document = document
         self.problems: list[Diagnostic] = []
         self.tables: dict[str, names.Table] = {}
         self.sizes: dict[str, int] = {}
         self.refused: set[tuple[str | int, ...]] = set()  # entries that the schema refuses
+        self.misspelt: set[tuple[str | int, ...]] = set()  # keys that are there as another word
 
     def place(self, *path: str | int, key: bool = False, offset: int = 0) -> Place:
         """The place of what is at a path of the document, `offset` characters into it."""
@@ -135,31 +143,95 @@ class _Compiler:
         model = self.model()
         if model is None:
             return Rules(())
-        for name, size in sorted(sizes.items()):
-            known = ", ".join(sorted(model.sizes)) or "none"
-            where = self.place("sizes", name)
-            if name not in model.sizes:
-                self.problem("MAP107", f"there is no size '{name}'", where, expected=known)
-            elif size < 1:
-                self.problem("MAP107", f"size '{name}' is {size}, and no axis is", where)
-        self.sizes = {**model.sizes, **sizes}
+        self.check_sizes(sizes, model.sizes)
+        given = {name: size for name, size in model.sizes.items() if size is not None}
+        self.sizes = {**given, **sizes}
         self.read_tables(model.tables)
         rules = [self.rule(*entry) for entry in self.sound("rules", model.rules)]
         drops = [self.drops(*entry) for entry in self.sound("drop", model.drop)]
         makes = [self.make(*entry) for entry in self.sound("make", model.make)]
+        parts = [self.include(*entry) for entry in self.sound("include", model.include)]
         return Rules(
-            tuple(rule for rule in rules if rule),
-            tuple(drop for source, _ in drops for drop in source),
-            tuple(drop for _, target in drops for drop in target),
-            tuple(make for make in makes if make),
+            (*filter(None, rules), *(rule for part in parts for rule in part.rules)),
+            tuple(drop for source, _ in drops for drop in source)
+            + tuple(drop for part in parts for drop in part.drops),
+            tuple(drop for _, target in drops for drop in target)
+            + tuple(drop for part in parts for drop in part.target_drops),
+            (*filter(None, makes), *(make for part in parts for make in part.makes)),
             model.name or (self.path.stem if self.path else ""),
             model.about,
             self.path,
             model.source.model,
             model.target.model,
-            model.source.contract,
-            model.target.contract,
+            {k: v for part in parts for k, v in part.source_contract.items()}
+            | model.source.contract,
+            {k: v for part in parts for k, v in part.target_contract.items()}
+            | model.target.contract,
         )
+
+    def check_sizes(self, sizes: Mapping[str, int], declared: Mapping[str, int | None]) -> None:
+        """Sizes from outside must be sizes, and of this mapping."""
+        for name, size in sorted(sizes.items()):
+            known = ", ".join(sorted(declared)) or "none"
+            where = self.place("sizes", name)
+            if name not in declared:
+                self.problem("MAP107", f"there is no size '{name}'", where, expected=known)
+            elif size < 1:
+                self.problem("MAP107", f"size '{name}' is {size}, and no axis is", where)
+
+    def include(self, index: int, model: IncludeModel) -> Rules:
+        """The rules of another mapping under names of this one; none after noting what is wrong."""
+        place = self.place("include", index)
+        exclude = self.selectors(model.exclude, "include", index, "except")
+        try:
+            rules = self.included(index, model)
+            source, target = names.parse_scopes([model.source, model.target], self.tables)
+            self.check_scopes(rules, source, target, index)
+            return rules.included(source, target, place, exclude, optional=model.optional)
+        except IncludeError as error:
+            self.problem("MAP110", str(error), self.place("include", index, "mapping"))
+        except names.TemplateError as error:
+            side = ("source", "target")[getattr(error, "template", 0)]
+            where = self.place("include", index, side, offset=error.offset)
+            self.problem("MAP101", str(error), where, hint=error.hint)
+        return Rules(())
+
+    def included(self, index: int, model: IncludeModel) -> Rules:
+        """The rules of another file, compiled with these sizes; its problems become ours."""
+        sizes: dict[str, int] = {}
+        for name, size in model.sizes.items():
+            known = self.sizes.get(size) if isinstance(size, str) else size
+            if known is None:
+                where = self.place("include", index, "sizes", name)
+                self.problem("MAP107", f"a size '{size}' is not known", where)
+            else:
+                sizes[name] = known
+        path = self.chain.find(model.mapping)
+        with self.chain.enter(path):
+            rules, problems = self.chain.compiled(path, sizes, _compile)
+        if model.reverse:
+            try:
+                rules = rules.inverse()
+            except MappingError as error:
+                problems = (*problems, *error.diagnostics)
+        place = self.place("include", index)
+        self.problems += [
+            p._replace(message=f"{p.message} (included at {place})") for p in problems
+        ]
+        return rules
+
+    def check_scopes(
+        self, rules: Rules, source: names.Scope, target: names.Scope, index: int
+    ) -> None:
+        """Holes stand in both scopes, since each name of one side has one of the other."""
+        only = sorted(source.holes ^ target.holes)
+        unmade = [make for make in rules.makes if make.each is None and target.holes]
+        where = self.place("include", index)
+        if only:
+            self.problem("MAP104", f"hole '{only[0]}' stands on one side only", where)
+        elif unmade:
+            text = f"`{unmade[0].target.text}` is made once, but the include has holes"
+            self.problem("MAP104", text, where)
 
     def model(self) -> MappingModel | None:
         """The validated model, without the entries that were noted; None when little is left."""
@@ -167,11 +239,12 @@ class _Compiler:
         try:
             return MappingModel.model_validate(data)
         except ValidationError as error:
-            details = error.errors()
-        for detail in details:
+            details = [d for d in error.errors() if not self.of_another_form(d)]
+        for detail in sorted(details, key=lambda detail: detail["type"] == "missing"):
             self.schema_problem(detail)
         self.refused = {tuple(detail["loc"][:2]) for detail in details}
         if all(len(path) > 1 and path[0] in _STAND_INS for path in self.refused):
+            data = copy.deepcopy(data)
             for name, index in self.refused:
                 data[name][index] = _STAND_INS[str(name)]
             return MappingModel.model_validate(data)
@@ -185,9 +258,16 @@ class _Compiler:
             if (name, index) not in self.refused
         ]
 
+    def of_another_form(self, detail: Any) -> bool:
+        """Is this about a form of names (text, branch, list) that the author did not choose?"""
+        wrong = {"string_type": str, "list_type": list, "model_type": dict}.get(detail["type"])
+        found = self.document_at(_without_forms(detail["loc"]))
+        known = _without_forms(detail["loc"]) != detail["loc"]
+        return known and isinstance(found, str | list | dict) and not isinstance(found, wrong or ())
+
     def schema_problem(self, detail: Any) -> None:
         """Note one of pydantic's findings in our words, at its place."""
-        path = tuple(part for part in detail["loc"] if part not in ("str", "list[str]"))
+        path = _without_forms(detail["loc"])
         kind, hint, expected, fix = detail["type"], "", "", None
         message = detail["msg"].removeprefix("Value error, ")
         if kind == "extra_forbidden":
@@ -195,8 +275,11 @@ class _Compiler:
             known = _fields_at(path[:-1])
             hint = _nearest(str(path[-1]), known)
             fix = self.fix(path, known)
+            self.misspelt.add((*path[:-1], str(fix)))
             expected = ", ".join(known)
         elif kind == "missing":
+            if path in self.misspelt:
+                return
             message, path = f"'{path[-1]}' is missing", path[:-1]
         elif kind in ("model_type", "dict_type"):
             message = "expected words and values, as in `key: value`"
@@ -271,37 +354,81 @@ class _Compiler:
 
         def where(text: int, offset: int) -> Place:
             side, nth = ("source", text) if text < len(sources) else ("target", text - len(sources))
-            several = isinstance(getattr(model, side), list)
-            return self.place("rules", index, side, *([nth] if several else []), offset=offset)
+            path = self.branch(index, model, side, nth)
+            inside = self.document_at(path)
+            name = ["name"] if isinstance(inside, dict) else []
+            return self.place(*path, *name, offset=offset)
 
-        sizes = {**self.sizes, **model.sizes}
-        ops = [self.op(entry, sizes, index, nth) for nth, entry in enumerate(model.ops)]
+        ops = self.rule_ops(index, model)
         excluded = self.selectors(model.exclude, "rules", index, "except")
         templates = self.templates(sources + targets, where)
-        if templates is None or None in ops:
+        if templates is None or ops is None:
             return None
         rule = Rule(
             tuple(templates[: len(sources)]),
             tuple(templates[len(sources) :]),
-            tuple(op for op in ops if op),
+            tuple(op for op, _ in ops),
             excluded,
             excluded,
             model.optional,
             model.about,
             self.place("rules", index, "source"),
-            tuple(
-                self.place("rules", index, "ops", nth, *entry, key=True)
-                for nth, entry in enumerate(model.ops)
-            ),
+            tuple(place for _, place in ops),
         )
         self.check_shape(rule, index)
+        self.check_lossy(rule, model)
         return rule
+
+    def branch(self, index: int, model: RuleModel, side: str, nth: int) -> tuple[str | int, ...]:
+        """The path of one of the names of a side."""
+        several = isinstance(getattr(model, side), list)
+        return ("rules", index, side, *([nth] if several else []))
+
+    def rule_ops(self, index: int, model: RuleModel) -> list[tuple[Op, Place]] | None:
+        """The ops of a rule and their places, those of branches first and last; None if wrong."""
+        sizes = {**self.sizes, **model.sizes}
+        own = ("rules", index, "ops")
+        found = [
+            *self.branch_ops(index, model, "source", sizes),
+            *(self.op(entry, sizes, (*own, nth)) for nth, entry in enumerate(model.ops)),
+            *self.branch_ops(index, model, "target", sizes),
+        ]
+        ops = [each for each in found if each is not None]
+        return ops if len(ops) == len(found) else None
+
+    def branch_ops(
+        self, index: int, model: RuleModel, side: str, sizes: Mapping[str, int]
+    ) -> Iterator[tuple[Op, Place] | None]:
+        """The ops of each of several sources, before they are joined, or targets, after a cut."""
+        several = branches(getattr(model, side))
+        for nth, branch in enumerate(several):
+            for k, entry in enumerate(branch.ops):
+                path = (*self.branch(index, model, side, nth), "ops", k)
+                found = self.op(entry, sizes, path)
+                if found and not isinstance(found[0], UnaryOp):
+                    self.problem("MAP106", f"{found[0].name} is no op for one tensor", found[1])
+                elif found and len(several) > 1:
+                    found = On(branch=nth, op=found[0]), found[1]
+                yield found
+
+    def check_lossy(self, rule: Rule, model: RuleModel) -> None:
+        """What loses values must be asked for."""
+        for op, place in zip(rule.ops, rule.op_places, strict=True):
+            if op.exactness == "lossy" and not model.lossy:
+                name = op.op.name if isinstance(op, On) else op.name
+                self.problem(
+                    "MAP108",
+                    f"{name} loses values, so there is no way back",
+                    place,
+                    hint="if that is meant, write `lossy: true` in the rule",
+                )
 
     def check_shape(self, rule: Rule, index: int) -> None:
         """Holes and numbers of tensors on the two sides must go together."""
         place = self.place("rules", index, "target")
-        ops = {op.name for op in rule.ops}
-        if rule.gathered and not ops & {"stack", "concat"}:
+        joins = any(op.joins for op in rule.ops)
+        cuts = any(op.cuts for op in rule.ops)
+        if rule.gathered and not joins:
             self.problem(
                 "MAP104",
                 f"hole '{rule.gathered[0]}' of the source is not in the target, so names would "
@@ -309,7 +436,7 @@ class _Compiler:
                 place,
                 hint="gather the sources: `stack` or `concat`",
             )
-        elif rule.scattered and not ops & {"unstack", "split"}:
+        elif rule.scattered and not cuts:
             self.problem(
                 "MAP104",
                 f"hole '{rule.scattered[0]}' of the target is in no source, so nothing gives its "
@@ -319,9 +446,9 @@ class _Compiler:
             )
         else:
             self.check_counted(rule, place)
-        if len(rule.sources) > 1 and not ops & {"stack", "concat"}:
+        if len(rule.sources) > 1 and not joins:
             self.problem("MAP106", "several sources are joined by `concat` or `stack`", place)
-        if len(rule.targets) > 1 and not ops & {"unstack", "split"}:
+        if len(rule.targets) > 1 and not cuts:
             self.problem("MAP106", "several targets are cut by `split` or `unstack`", place)
 
     def check_counted(self, rule: Rule, place: Place) -> None:
@@ -336,6 +463,8 @@ class _Compiler:
             if len(holes) > 1:
                 both = " and ".join(f"'{hole}'" for hole in holes)
                 self.problem("MAP104", f"{both} cannot count at once", place, hint="keep one hole")
+        if rule.gathered and len(rule.sources) > 1 and any(isinstance(op, On) for op in rule.ops):
+            self.problem("MAP106", "ops of one source do not go with a hole that gathers", place)
         if rule.scattered and len(rule.targets) > 1:
             self.problem("MAP106", "numbered targets are one template", place)
         if rule.scattered and any(isinstance(op, Split) and op.sizes is None for op in rule.ops):
@@ -347,24 +476,27 @@ class _Compiler:
             )
 
     def op(
-        self, entry: Mapping[str, Any], sizes: Mapping[str, int], index: int, nth: int
-    ) -> Op | None:
-        """Compile one op; None after noting what is wrong."""
+        self, entry: Mapping[str, Any], sizes: Mapping[str, int], path: tuple[str | int, ...]
+    ) -> tuple[Op, Place] | None:
+        """Compile one op, and say where it stands; None after noting what is wrong."""
         ((word, value),) = entry.items()
-        path = ("rules", index, "ops", nth, word)
-        if word not in OPS:
-            hint = _nearest(word, op_names())
+        path = (*path, word)
+        place = self.place(*path, key=True)
+        try:
+            if word in OPS:
+                return OPS[word].model_validate(value).bind(sizes), place
+            known = op_names()
             self.problem(
                 "MAP102",
                 f"unknown op '{word}'",
-                self.place(*path, key=True),
-                expected=", ".join(op_names()),
-                hint=hint,
-                fix=self.fix(path, op_names()),
+                place,
+                expected=", ".join(known),
+                hint=_nearest(word, known),
+                fix=self.fix(path, known),
             )
-            return None
-        try:
-            return OPS[word].model_validate(value).bind(sizes)
+        except MappingError as error:  # of a package that brings ops
+            for finding in error.diagnostics:
+                self.problem(finding.code, finding.message, place)
         except ValidationError as error:
             for detail in error.errors():
                 self.op_problem(word, detail, path)
@@ -394,7 +526,10 @@ class _Compiler:
         """The data at a path."""
         data = self.document.data
         for part in path:
-            data = data[part]
+            try:
+                data = data[part]
+            except (KeyError, IndexError, TypeError):
+                return None
         return data
 
     def drops(self, index: int, model: DropModel) -> tuple[list[Drop], list[Drop]]:
@@ -445,6 +580,28 @@ class _Compiler:
         return Make(templates[0], model.dtype, shape, model.fill, model.because, each, place)
 
 
+def _compile(
+    path: Path, sizes: Mapping[str, int], chain: Chain
+) -> tuple[Rules, tuple[Diagnostic, ...]]:
+    """The rules of an included file, and its problems."""
+    try:
+        document = read(_text(path), path)
+    except MappingError as error:
+        return Rules(()), error.diagnostics
+    compiler = _Compiler(path, document, chain)
+    return compiler.compile(sizes), tuple(compiler.problems)
+
+
+def _without_forms(path: Sequence[str | int]) -> tuple[str | int, ...]:
+    """A path of pydantic's without the names of the forms that a value may have."""
+    forms = ("str", "BranchModel", "constrained-int")
+    return tuple(
+        part
+        for part in path
+        if part not in forms and not (isinstance(part, str) and part.startswith("list["))
+    )
+
+
 def _nearest(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, list(known), 1)
     return f"did you mean '{near[0]}'?" if near else ""
@@ -457,9 +614,12 @@ def _fields_at(path: tuple[str | int, ...]) -> list[str]:
         "drop": DropModel,
         "make": MakeModel,
         "tests": ExampleModel,
+        "include": IncludeModel,
     }
     top = path[0] if path else ""
     if top in ("source", "target"):
         return ["model", "contract"]
+    if len(path) > 2 and top == "rules":  # noqa: PLR2004 - within a source or target
+        return ["name", "ops"]
     fields = models.get(str(top), MappingModel).model_fields
     return [str(info.alias or name) for name, info in fields.items()]

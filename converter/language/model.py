@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from converter.ops import OPS
 from converter.ops.values import constant, numeric
@@ -27,32 +34,64 @@ class Side(_Model):
     )
 
 
+def _single_keys(value: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for entry in value:
+        if len(entry) != 1:
+            raise ValueError("an op is one word and its value, as in `- transpose: [1, 0]`")
+    return value
+
+
+Ops = Annotated[list[dict[str, Any]], AfterValidator(_single_keys)]
+
+
+class BranchModel(_Model):
+    """One of several sources or targets, with ops of its own."""
+
+    name: str = Field(description="a name template")
+    ops: Ops = Field(
+        default_factory=list, description="applied before a source is joined, or after a cut"
+    )
+
+
+Names = str | BranchModel | list[str | BranchModel]
+
+
 class RuleModel(_Model):
     """Which source tensors become which target tensors."""
 
-    source: str | list[str] = Field(description="a name template, or several")
-    target: str | list[str] = Field(description="a name template, or several")
-    ops: list[dict[str, Any]] = Field(default_factory=list, description="applied in this order")
+    source: Names = Field(description="a name template, or several; `{name, ops}` for ops of one")
+    target: Names = Field(description="a name template, or several; `{name, ops}` for ops of one")
+    ops: Ops = Field(default_factory=list, description="applied in this order")
     sizes: dict[str, Size] = Field(default_factory=dict, description="sizes of axes in this rule")
     exclude: list[str] = Field(
         default_factory=list, alias="except", description="names that the rule leaves to others"
     )
     optional: bool = Field(default=False, description="matching nothing is no error")
+    lossy: bool = Field(default=False, description="an op may lose values: there is no way back")
     about: str = Field(default="", description="why, for the reader")
-
-    @field_validator("ops")
-    @classmethod
-    def _single_keys(cls, value: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        for entry in value:
-            if len(entry) != 1:
-                raise ValueError("an op is one word and its value, as in `- transpose: [1, 0]`")
-        return value
 
     @model_validator(mode="after")
     def _not_many_to_many(self) -> Self:
         if min(len(listed(self.source)), len(listed(self.target))) == 0:
             raise ValueError("a rule has at least one source and one target")
         return self
+
+
+class IncludeModel(_Model):
+    """Another mapping, under names of this one."""
+
+    mapping: str = Field(description="a shipped name, or a path beside this file: `./block.yaml`")
+    source: str = Field(default="", description="stands before its source names, or around `{}`")
+    target: str = Field(default="", description="stands before its target names, or around `{}`")
+    sizes: dict[str, Size | str] = Field(
+        default_factory=dict, description="its sizes: numbers, or names of this mapping's"
+    )
+    exclude: list[str] = Field(
+        default_factory=list, alias="except", description="names that it leaves to others"
+    )
+    optional: bool = Field(default=False, description="matching nothing is no error")
+    reverse: bool = Field(default=False, description="its way back")
+    about: str = Field(default="", description="why, for the reader")
 
 
 class DropModel(_Model):
@@ -133,24 +172,49 @@ class ExampleModel(_Model):
 class MappingModel(_Model):
     """A mapping file."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "required": ["mapping"],
+            "anyOf": [{"required": ["rules"]}, {"required": ["include"]}],
+        }
+    )
+
     mapping: Literal[1] = Field(description="version of the language")
     name: str = Field(default="", description="as in `mappings ls`: family/source-target")
     about: str = Field(default="", description="one sentence for people who choose")
     source: Side = Field(default_factory=Side)
     target: Side = Field(default_factory=Side)
-    sizes: dict[str, Size] = Field(default_factory=dict, description="set from outside by --size")
+    sizes: dict[str, Size | None] = Field(
+        default_factory=dict,
+        description="set from outside by --size, or by an include; without a number: not known yet",
+    )
     tables: dict[str, dict[str, str | int]] = Field(
         default_factory=dict, description="bijections: `{feature[b,k]}` looks `feature` up"
+    )
+    include: list[IncludeModel] = Field(
+        default_factory=list, description="mappings of parts, each under names of this one"
     )
     rules: list[RuleModel] = Field(description="their order means nothing")
     drop: list[DropModel] = Field(default_factory=list)
     make: list[MakeModel] = Field(default_factory=list)
     tests: list[ExampleModel] = Field(default_factory=list, description="run by `mappings test`")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_includes(cls, value: Any) -> Any:
+        alone = isinstance(value, dict) and "include" in value and "rules" not in value
+        return {**value, "rules": []} if alone else value
 
-def listed(value: str | list[str]) -> list[str]:
-    """One or several, as a list."""
-    return [value] if isinstance(value, str) else value
+
+def branches(value: Names) -> list[BranchModel]:
+    """One or several, as a list, each with its ops."""
+    several = value if isinstance(value, list) else [value]
+    return [BranchModel(name=each) if isinstance(each, str) else each for each in several]
+
+
+def listed(value: Names) -> list[str]:
+    """The templates of one or several, as a list."""
+    return [branch.name for branch in branches(value)]
 
 
 def op_names() -> list[str]:

@@ -255,6 +255,79 @@ class Template:
         """The same template under a prefix."""
         return Template(scope + self.text, _joined((Text(scope), *self.tokens)))
 
+    def within(self, scope: Scope, taken: frozenset[str]) -> Template:
+        """The template put into a scope's place; holes called like those taken get other names.
+
+        Raises `TemplateError` when names would match in more than one way.
+        """
+        tokens = _joined((*scope.before, *(_renamed(t, taken) for t in self.tokens), *scope.after))
+        template = Template(scope.around(self.text), tokens)
+        _check_unambiguous(template)
+        return template
+
+
+class Scope(NamedTuple):
+    """What stands before and after the names of an included mapping; it may have holes."""
+
+    text: str
+    before: tuple[Token, ...] = ()
+    after: tuple[Token, ...] = ()
+    at: int | None = None  # where in the text the name stands; None: after it
+
+    @property
+    def holes(self) -> frozenset[str]:
+        """The names of its holes."""
+        return Template(self.text, (*self.before, *self.after)).holes
+
+    def around(self, text: str) -> str:
+        """The text of a template within this scope."""
+        at = len(self.text) if self.at is None else self.at
+        return self.text[:at] + text + self.text[at + len(_NAME_HERE) :]
+
+
+_NAME_HERE = "{}"  # in a scope: here stands the name; without it, at the end
+
+
+def parse_scopes(texts: Iterable[str], tables: Mapping[str, Table]) -> list[Scope]:
+    """The scopes of one include: `block{i}/conv/`, or `layers/{}:0`; `TemplateError` as `parse`."""
+    texts = list(texts)
+    places = [_name_here(text) for text in texts]
+    halves: list[str] = []
+    for text, at in zip(texts, places, strict=True):
+        halves += [text, ""] if at is None else [text[:at], text[at + len(_NAME_HERE) :]]
+    try:
+        found = parse(halves, tables)
+    except TemplateError as error:
+        half = getattr(error, "template", 0)
+        error.offset += (places[half // 2] or 0) + len(_NAME_HERE) if half % 2 else 0
+        error.template = half // 2  # type: ignore[attr-defined]
+        raise
+    return [
+        Scope(text, found[2 * k].tokens, found[2 * k + 1].tokens, at)
+        for k, (text, at) in enumerate(zip(texts, places, strict=True))
+    ]
+
+
+def _name_here(text: str) -> int | None:
+    """Where `{}` stands, outside of braces that are written twice."""
+    found = [match.start() for match in re.finditer(r"\{\{|\}\}|\{\}", text) if match[0] == "{}"]
+    return found[0] if found else None
+
+
+def _renamed(token: Token, taken: frozenset[str]) -> Token:
+    """The token with its holes' names changed where they are taken, to what nobody can write."""
+
+    def free(name: str) -> str:
+        while name in taken:
+            name += "'"
+        return name
+
+    if isinstance(token, Hole):
+        return token._replace(name=free(token.name))
+    if isinstance(token, Lookup):
+        return token._replace(keys=tuple(map(free, token.keys)))
+    return token
+
 
 def split(name: str) -> list[str]:
     """The segments of a name: what stands between its slashes and dots."""
@@ -500,15 +573,18 @@ def _check_choices(templates: Iterable[Template]) -> None:
 class Selector:
     """A pattern that only says yes or no: templates' words, and `*` (a segment), `**` anything.
 
-    Under a `scope` only names that start with it fit, and what follows is compared.
+    Under a `scope` only names that start with it fit, and what follows is compared; `before` and
+    `after` are the scope of an include.
     """
 
     text: str
     scope: str = ""
+    before: tuple[Token, ...] = ()
+    after: tuple[Token, ...] = ()
 
     @cached_property
     def _parts(self) -> tuple[Token | Star, ...]:
-        parts: list[Token | Star] = []
+        parts: list[Token | Star] = [*self.before]
         position = 0
         for text in re.split(r"(\*\*|\*)", self.text):
             try:
@@ -520,7 +596,7 @@ class Selector:
                 error.offset += position
                 raise
             position += len(text)
-        return tuple(parts)
+        return (*parts, *self.after)
 
     @cached_property
     def _suffix(self) -> str:
@@ -530,6 +606,8 @@ class Selector:
     @cached_property
     def anchors(self) -> tuple[tuple[int, str], ...]:
         """The last segment, as `Template.anchors` has it, where it is literal."""
+        if self.before or self.after:
+            return ()
         last = split(self.scope + self.text)[-1]
         return () if set(last) & set("*{}") else ((-1, last),)
 
@@ -548,7 +626,12 @@ class Selector:
 
     def scoped(self, scope: str) -> Selector:
         """The same selector under a prefix."""
-        return Selector(self.text, scope + self.scope)
+        return Selector(self.text, scope + self.scope, self.before, self.after)
+
+    def within(self, scope: Scope, taken: frozenset[str] = frozenset()) -> Selector:
+        """The selector put into a scope's place."""
+        before = (*scope.before, *((Text(self.scope),) if self.scope else ()), *self.before)
+        return Selector(self.text, "", before, (*self.after, *scope.after))
 
 
 def parse_selector(text: str) -> Selector:

@@ -9,18 +9,22 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from converter.errors import Diagnostic, IrreversibleError, MappingError, Severity
-from converter.language.names import Selector, Template
+from converter.language.names import Bindings, Scope, Selector, Template, TemplateError
 from converter.ops import Op
 from converter.ops.pieces import Concat
 
 
 class Place(NamedTuple):
-    """Where something stands; lines and columns count from 1, 0 is unknown."""
+    """Where something stands; lines and columns count from 1, 0 is unknown.
+
+    `via` is the place of the include that brought it.
+    """
 
     path: Path | None = None
     line: int = 0
     column: int = 0
     end_column: int = 0
+    via: Place | None = None
 
     def diagnostic(
         self, code: str, message: str, *, severity: Severity = "error", **facts: Any
@@ -28,7 +32,7 @@ class Place(NamedTuple):
         """A finding at this place; `facts` are `Diagnostic`'s other fields."""
         return Diagnostic(
             code,
-            message,
+            f"{message} (included at {self.via})" if self.via else message,
             severity,
             path=self.path,
             line=self.line,
@@ -37,8 +41,13 @@ class Place(NamedTuple):
             **facts,
         )
 
+    def included(self, at: Place) -> Place:
+        """The same place, in a file that is included at another."""
+        return self._replace(via=self.via.included(at) if self.via else at)
+
     def __str__(self) -> str:
-        return f"{self.path}:{self.line}" if self.path else f"line {self.line}"
+        here = f"{self.path}:{self.line}" if self.path else f"line {self.line}"
+        return f"{here}, included at {self.via}" if self.via else here
 
 
 NOWHERE = Place()
@@ -74,6 +83,29 @@ class Rule:
         """Holes of the targets alone: they number what one source becomes."""
         return sorted(self.target_holes.difference(*(template.holes for template in self.sources)))
 
+    def leaves(self, name: str, bindings: Bindings) -> bool:
+        """Does the rule leave this source, or a target of it, to others?"""
+        return _left(name, bindings, self.source_except, self.targets, self.target_except)
+
+    def leaves_target(self, name: str, bindings: Bindings) -> bool:
+        """Does the rule leave this target, or a source of it, to others?"""
+        return _left(name, bindings, self.target_except, self.sources, self.source_except)
+
+    def within(
+        self, source: Scope, target: Scope, place: Place, exclude: tuple[Selector, ...]
+    ) -> Rule:
+        """The rule as it is included at a place, with more names that it leaves to others."""
+        taken = source.holes | target.holes
+        return replace(
+            self,
+            sources=tuple(template.within(source, taken) for template in self.sources),
+            targets=tuple(template.within(target, taken) for template in self.targets),
+            source_except=(*(s.within(source, taken) for s in self.source_except), *exclude),
+            target_except=(*(s.within(target, taken) for s in self.target_except), *exclude),
+            place=self.place.included(place),
+            op_places=tuple(op.included(place) for op in self.op_places),
+        )
+
     def inverse(self) -> Rule:
         """The rule of the way back; `IrreversibleError` when it or an op has none."""
         if self.gathered and len(self.sources) > 1:
@@ -107,6 +139,27 @@ class Rule:
         return " -> ".join(sides)
 
 
+def _left(
+    name: str,
+    bindings: Bindings,
+    own: tuple[Selector | Template, ...],
+    others: tuple[Template, ...],
+    theirs: tuple[Selector | Template, ...],
+) -> bool:
+    """Is a name of one side among those left, or a name of the other side that goes with it?"""
+    if any(selector(name) for selector in own):
+        return True
+    for template in others if theirs else ():
+        if template.holes <= bindings.keys():
+            try:
+                other = template.format(bindings)
+            except TemplateError:
+                continue
+            if any(selector(other) for selector in theirs):
+                return True
+    return False
+
+
 class Drop(NamedTuple):
     """Names that go nowhere, and why."""
 
@@ -117,6 +170,11 @@ class Drop(NamedTuple):
     def scoped(self, scope: str) -> Drop:
         """The same under a prefix."""
         return self._replace(matches=self.matches.scoped(scope))
+
+    def within(self, scope: Scope, place: Place) -> Drop:
+        """The same as it is included at a place."""
+        matches = self.matches.within(scope, scope.holes)
+        return self._replace(matches=matches, place=self.place.included(place))
 
 
 class Make(NamedTuple):
@@ -134,6 +192,15 @@ class Make(NamedTuple):
         """The same under a prefix on either side."""
         each = self.each.scoped(source) if self.each else None
         return self._replace(target=self.target.scoped(target), each=each)
+
+    def within(self, source: Scope, target: Scope, place: Place) -> Make:
+        """The same as it is included at a place."""
+        taken = source.holes | target.holes
+        return self._replace(
+            target=self.target.within(target, taken),
+            each=self.each.within(source, taken) if self.each else None,
+            place=self.place.included(place),
+        )
 
 
 @dataclass(frozen=True)
@@ -205,6 +272,26 @@ class Rules:
             makes=tuple(make.scoped(source, target) for make in self.makes),
             within=source + self.within,
             target_within=target + self.target_within,
+            undone=None,
+        )
+
+    def included(
+        self,
+        source: Scope,
+        target: Scope,
+        place: Place,
+        exclude: tuple[Selector, ...] = (),
+        *,
+        optional: bool = False,
+    ) -> Self:
+        """The mapping as it is included at a place; `TemplateError` when names become ambiguous."""
+        rules = (rule.within(source, target, place, exclude) for rule in self.rules)
+        return replace(
+            self,
+            rules=tuple(replace(r, optional=True) if optional else r for r in rules),
+            drops=tuple(drop.within(source, place) for drop in self.drops),
+            target_drops=tuple(drop.within(target, place) for drop in self.target_drops),
+            makes=tuple(make.within(source, target, place) for make in self.makes),
             undone=None,
         )
 

@@ -25,7 +25,16 @@ class Op(BaseModel):
 
     name: ClassVar[str]
     about: ClassVar[str]  # one sentence for `converter ops`
-    exactness: ClassVar[Exactness] = "exact"
+    joins: ClassVar[bool] = False  # makes one tensor of several
+    cuts: ClassVar[bool] = False  # makes several tensors of one
+
+    @property
+    def exactness(self) -> Exactness:
+        """Is every bit kept (`exact`), the value nearly (`rounding`), or is something lost?
+
+        What is `lossy` must be asked for by its rule, and has no way back.
+        """
+        return "exact"
 
     def apply(self, views: Sequence[View], pieces: int) -> list[View]:
         """The views after this op; `pieces` is how many targets the rule has.
@@ -67,6 +76,33 @@ class UnaryOp(Op):
     def doubts_one(self, view: View) -> list[str]:
         """`doubts` for one view."""
         return []
+
+
+class On(Op):
+    """An op for one of several tensors: on a branch before they are joined, or after a cut."""
+
+    name: ClassVar[str] = "on"
+    about: ClassVar[str] = "an op for one of several tensors"
+
+    branch: int
+    op: Op
+
+    @property
+    def exactness(self) -> Exactness:
+        return self.op.exactness
+
+    def apply(self, views: Sequence[View], pieces: int) -> list[View]:
+        at = self.branch
+        return [*views[:at], *self.op.apply(views[at : at + 1], 1), *views[at + 1 :]]
+
+    def inverse(self) -> On:
+        return On(branch=self.branch, op=self.op.inverse())
+
+    def doubts(self, views: Sequence[View]) -> list[str]:
+        return self.op.doubts(views[self.branch : self.branch + 1])
+
+    def to_file(self) -> Any:
+        return {"branch": self.branch, self.op.name: self.op.to_file()}
 
 
 def only_one(op: Op, views: Sequence[View]) -> View:

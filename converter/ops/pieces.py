@@ -86,10 +86,11 @@ class Concat(SizedAxisOp):
 
     name: ClassVar[str] = "concat"
     about: ClassVar[str] = "join several sources along an axis: `[o] i`"
+    joins: ClassVar[bool] = True
 
     def apply(self, views: Sequence[View], pieces: int) -> list[View]:
         axis = self.position(views[0])
-        _same(self, views, axis)
+        same(self, views, axis)
         found = [view.shape[axis] for view in views]
         if self.sizes is None and len(set(found)) > 1:
             raise OpError(
@@ -111,6 +112,7 @@ class Split(SizedAxisOp):
 
     name: ClassVar[str] = "split"
     about: ClassVar[str] = "cut a source along an axis into the targets: `[o] i`"
+    cuts: ClassVar[bool] = True
 
     def apply(self, views: Sequence[View], pieces: int) -> list[View]:
         view = only_one(self, views)
@@ -130,9 +132,10 @@ class Stack(AxisOp):
 
     name: ClassVar[str] = "stack"
     about: ClassVar[str] = "join several sources along a new axis: `[expert] i o`"
+    joins: ClassVar[bool] = True
 
     def apply(self, views: Sequence[View], pieces: int) -> list[View]:
-        _same(self, views, None)
+        same(self, views, None)
         shape = views[0].shape
         probe = views[0].reshape((1, *shape))
         axis = self.position(probe)
@@ -148,6 +151,7 @@ class Unstack(AxisOp):
 
     name: ClassVar[str] = "unstack"
     about: ClassVar[str] = "cut a source along an axis that disappears: `[expert] i o`"
+    cuts: ClassVar[bool] = True
 
     def apply(self, views: Sequence[View], pieces: int) -> list[View]:
         view = only_one(self, views)
@@ -166,7 +170,6 @@ class Part(UnaryOp, AxisOp):
 
     name: ClassVar[str] = "part"
     about: ClassVar[str] = "keep one of several equal pieces: `{axis: '[o] i', index: 0, of: 3}`"
-    exactness: ClassVar[Exactness] = "lossy"
 
     index: int = Field(ge=0, description="which piece, from 0")
     of: int = Field(ge=1, description="how many pieces there are")
@@ -177,6 +180,10 @@ class Part(UnaryOp, AxisOp):
             raise ValueError(f"piece {self.index} of {self.of}: pieces count from 0")
         return self
 
+    @property
+    def exactness(self) -> Exactness:
+        return "exact" if self.of == 1 else "lossy"
+
     def apply_one(self, view: View) -> View:
         axis = self.position(view)
         length, rest = divmod(view.shape[axis], self.of)
@@ -185,12 +192,14 @@ class Part(UnaryOp, AxisOp):
         return view.take(axis, self.index * length, (self.index + 1) * length)
 
     def inverse(self) -> Op:
+        if self.of == 1:
+            return self
         raise IrreversibleError(
             f"part keeps 1 of {self.of} pieces", hint="use `split` and name every piece"
         )
 
 
-def _same(op: Op, views: Sequence[View], free: int | None) -> None:
+def same(op: Op, views: Sequence[View], free: int | None) -> None:
     """Raise `OpError` unless all views agree in dtype and shape (but for the axis `free`)."""
 
     def kind(view: View) -> tuple[object, ...]:

@@ -88,7 +88,6 @@ class Cast(UnaryOp):
 
     name: ClassVar[str] = "cast"
     about: ClassVar[str] = "another dtype: `float16`, or `{from: bfloat16, to: float32}`"
-    exactness: ClassVar[Exactness] = "rounding"
 
     to: str = Field(description="the dtype's NumPy name")
     source: str | None = Field(default=None, alias="from", description="the dtype before")
@@ -104,6 +103,11 @@ class Cast(UnaryOp):
         if value is not None and numeric(value).kind == "O":
             raise ValueError("strings cannot be cast")
         return value
+
+    @property
+    def exactness(self) -> Exactness:
+        known = self.source is not None and holds(dtype_of(self.to), dtype_of(self.source))
+        return "exact" if known else "rounding"
 
     def apply_one(self, view: View) -> View:
         found = dtype_name(view.dtype)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise, product
-from typing import Any
+from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
@@ -21,10 +21,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from converter.errors import IrreversibleError, OpError
+from converter.errors import IrreversibleError, MappingError, OpError
+from converter.language import loads
 from converter.language.yaml import load
-from converter.layout import View
+from converter.layout import View, concatenate
 from converter.ops import OPS, Op
+from converter.ops.base import On, UnaryOp
 from converter.tensors import STRING, dtype_name, dtype_of
 
 Array = NDArray[Any]
@@ -139,6 +141,86 @@ EXAMPLES = [
         irreversible="part keeps 1 of 3 pieces",
     ),
     Example(
+        "reorder",
+        {"axis": "[g] i", "order": [0, 2, 1, 3]},
+        [(8, 3)],
+        lambda a: a.reshape(4, 2, 3)[[0, 2, 1, 3]].reshape(8, 3),
+    ),
+    Example(
+        "reorder",
+        {"axis": "i [g]", "from": "i f c o", "to": "i o f c"},
+        [(3, 8)],
+        lambda a: a.reshape(3, 4, 2)[:, [0, 3, 1, 2]].reshape(3, 8),
+        dtype="bfloat16",
+    ),
+    Example(
+        "reorder",
+        {"axis": 0, "from": "z r h", "to": "r z h"},
+        [(6,), (6, 2)],
+        lambda *both: [a[[2, 3, 0, 1, 4, 5]] for a in both],
+        pieces=2,
+        dtype="string",
+    ),
+    Example(
+        "slice",
+        {"axis": "[v] d", "start": 1},
+        [(4, 2)],
+        lambda a: a[1:],
+        irreversible="slice keeps a part and loses the rest",
+    ),
+    Example(
+        "slice",
+        {"axis": 1, "start": 1, "stop": 3, "pad": 0},
+        [(2, 4)],
+        lambda a: a[:, 1:3],
+        irreversible="slice keeps a part and loses the rest",
+    ),
+    Example("pad", {"axis": "[v] d", "before": 1}, [(2, 3)], lambda a: np.pad(a, [(1, 0), (0, 0)])),
+    Example(
+        "pad",
+        {"axis": "v [d]", "before": 2, "after": 1, "value": -0.5},
+        [(2, 3)],
+        lambda a: np.pad(a, [(0, 0), (2, 1)], constant_values=-0.5),
+        dtype="float16",
+    ),
+    Example("pad", {"axis": 0}, [(2,)], lambda a: a, dtype="int4"),
+    Example("negate", {}, [(2, 3)], np.negative),
+    Example("negate", {}, [(5,)], np.negative, dtype="int64"),
+    Example("scale", 0.25, [(0, 3)], lambda a: a * np.float32(0.25)),
+    Example("add", 0, [(2, 3)], lambda a: a + 0, dtype="int32"),
+    Example("add", -7, [(2, 3)], lambda a: a - 7, dtype="uint16"),
+    Example(
+        "add",
+        {"value": 100, "axis": "[g] i", "block": 1, "of": 4},
+        [(4, 2)],
+        lambda a: a + np.array([[0], [100], [0], [0]], np.int8),
+        dtype="int8",
+    ),
+    Example("epsilon", {"from": 1e-3, "to": 1e-5}, [(0,)], lambda a: a + np.float32(1e-3 - 1e-5)),
+    Example(
+        "sum",
+        {},
+        [(2, 3)] * 3,
+        lambda *a: a[0] + a[1] + a[2],
+        dtype="int64",
+        irreversible="sum cannot be undone",
+    ),
+    Example(
+        "fold_batchnorm",
+        {"axis": "i [o]"},
+        [(0, 0), (0,), (0,), (0,), (0,)],
+        lambda k, g, b, m, v: [k, m],
+        pieces=2,
+        irreversible="fold_batchnorm cannot be undone",
+    ),
+    Example(
+        "dequantise",
+        {},
+        [(2, 0), ()],
+        lambda q, s: q,
+        irreversible="dequantise cannot be undone",
+    ),
+    Example(
         "cast",
         "float16",
         [(2, 3)],
@@ -228,6 +310,39 @@ MISFITS = [
         "",
         "",
     ),
+    ("reorder", {"axis": 0, "order": [1, 0]}, [(3,)], "an axis of 3 has no 2 equal", "", "[3]"),
+    ("reorder", {"axis": 0, "order": []}, [(3,)], "an axis of 3 has no 0 equal", "", "[3]"),
+    ("slice", {"axis": 0, "start": 2, "stop": 1}, [(3,)], "not inside the axis", "0 <=", "[2, 1)"),
+    ("slice", {"axis": 0, "stop": -4}, [(3,)], "not inside the axis", "0 <= start", "[0, -1)"),
+    ("slice", {"axis": 0, "start": "n"}, [(3,)], "slice needs the size 'n'", "", ""),
+    ("pad", {"axis": 0, "before": "n"}, [(3,)], "pad needs the size 'n'", "", ""),
+    ("pad", {"axis": 0, "value": 1e60}, [(3,)], "pad: 1e\\+60 is no float32", "", ""),
+    ("negate", {}, [np.zeros(2, bool)], "numbers with a sign", "numbers with a sign", "bool"),
+    ("negate", {}, [np.zeros(2, "u1")], "numbers with a sign", "numbers with a sign", "uint8"),
+    ("negate", {}, [np.zeros(2, object)], "numbers with a sign", "numbers with", "string"),
+    ("scale", 2, [np.zeros(2, "i4")], "scale needs floating point", "floating point", "int32"),
+    ("scale", 1e-60, [(2,)], "1e-60 is no float32 but zero", "", ""),
+    ("scale", 1e60, [(2,)], "1e\\+60 is no float32", "", ""),
+    ("add", 0.5, [np.zeros(2, "i4")], "add: 0.5 is no int32", "", ""),
+    ("add", 1, [np.zeros(2, bool)], "add does not fit", "numbers", "bool"),
+    ("add", 1, [np.zeros(2, object)], "add does not fit", "numbers", "string"),
+    ("add", {"value": 1, "axis": 0, "block": 1, "of": 2}, [(3,)], "has no 2 equal blocks", "", ""),
+    ("epsilon", {"from": 1, "to": 2}, [np.zeros(2, "i4")], "epsilon needs", "floating", "int32"),
+    ("sum", {}, [(2,), (3,)], "do not fit together", "float32 [2]", "float32 [3]"),
+    ("sum", {}, [np.zeros(2, bool)], "sum does not fit", "numbers", "bool"),
+    ("fold_batchnorm", {"axis": 0}, [(2,), (2,)], "sources do not fit", "kernel, gam", "2 tensors"),
+    (
+        "fold_batchnorm",
+        {"axis": 0, "of": ["kernel", "mean", "variance"]},
+        [(2, 3), (2,), (3,)],
+        "variance does not fit",
+        "[2]",
+        "float32 [3]",
+    ),
+    ("dequantise", {}, [(2,)], "dequantise takes q", "2 or 3 tensors", "1 tensors"),
+    ("dequantise", {}, [(2,), np.zeros(2, "i4")], "dequantise does not", "numbers", "float32 and"),
+    ("dequantise", {}, [(4, 4), (3, 4)], "the scale does not fit", "one number", "[3, 4]"),
+    ("dequantise", {}, [(4, 4), (4,)], "the scale does not fit", "one number", "[4]"),
     (
         "cast",
         {"from": "float64", "to": "float32"},
@@ -259,12 +374,42 @@ MALFORMED = [
     ("part", {"axis": 0, "index": 3, "of": 3}, "piece 3 of 3: pieces count from 0"),
     ("part", {"axis": 0, "index": -1, "of": 3}, "greater than or equal to 0"),
     ("part", 0, "Field required"),
+    ("reorder", {"axis": 0}, "give `order`, or both `from` and `to`"),
+    ("reorder", {"axis": 0, "from": "a b"}, "give `order`, or both `from` and `to`"),
+    ("reorder", {"axis": 0, "order": [0], "from": "a", "to": "a"}, "give `order`, or both"),
+    ("reorder", {"axis": 0, "order": [0, 2]}, r"\[0, 2\] is not a permutation"),
+    ("reorder", {"axis": 0, "from": "a b", "to": "a c"}, "'a c' does not name the blocks of 'a b'"),
+    ("reorder", {"axis": 0, "from": "a a", "to": "a a"}, "does not name the blocks"),
+    ("slice", {"axis": 0, "start": -1}, "greater than or equal to 0"),
+    ("pad", {"axis": 0, "before": -1}, "greater than or equal to 0"),
+    ("pad", {"before": 1}, "Field required"),
+    ("scale", 0, "a factor is a number, and not zero"),
+    ("scale", math.inf, "a factor is a number, and not zero"),
+    ("scale", {"factor": 2, "divisor": 2}, "give one of `factor` and `divisor`"),
+    ("scale", {}, "give one of `factor` and `divisor`"),
+    ("add", {"value": 1, "axis": 0}, "`axis`, `block` and `of` go together"),
+    ("add", {"value": 1, "axis": 0, "block": 2, "of": 2}, "block 2 of 2: blocks count from 0"),
+    ("add", {"value": 1, "axis": "[a] [b]", "block": 0, "of": 2}, "exactly one axis is marked"),
+    ("add", math.inf, "an infinity cannot be taken away"),
+    ("negate", 1, "valid dictionary"),
+    ("sum", 0, "valid dictionary"),
+    ("epsilon", {"from": 1e-3}, "Field required"),
+    ("epsilon", {"from": -1, "to": 0}, "greater than or equal to 0"),
+    ("fold_batchnorm", {"axis": 0, "of": ["kernel", "mean"]}, "name kernel, mean and variance"),
+    ("fold_batchnorm", {"axis": 0, "of": ["kernel", "scale"]}, "'kernel', 'bias'"),
+    ("dequantise", {"axis": "a b"}, "mark the axis that is meant"),
+    ("dequantise", {"axis": "[a] [b]"}, "exactly one axis is marked"),
     ("cast", "string", "strings cannot be cast"),
     ("cast", "f4", "is not a dtype"),
     ("cast", "f4,(", "is not a dtype"),
     ("cast", "a", "is not a dtype"),
     ("cast", 16, "valid dictionary"),
 ]
+
+
+def zeros(source: tuple[int, ...] | Array) -> Array:
+    """Zeros of a shape, where it is not an array already."""
+    return np.zeros(source, np.float32) if isinstance(source, tuple) else source
 
 
 class Unreadable:
@@ -360,7 +505,7 @@ def test_what_does_not_fit_says_what_was_expected_and_found(  # noqa: PLR0913 - 
 ):
     op = OPS[name].model_validate(value)
     with pytest.raises(OpError, match=message) as caught:
-        op.apply([View.of(np.zeros(shape, np.float32)) for shape in shapes], 2)
+        op.apply([View.of(zeros(shape)) for shape in shapes], 2)
     assert caught.value.expected.startswith(expected)
     assert caught.value.found.startswith(found)
 
@@ -422,6 +567,13 @@ def test_sizes_of_an_op_outrank_those_of_the_file():
         ("reverse", "h w [i] o", (3, 3, 3, 4), [r"axis 2 \(3\) is reversed"]),
         ("reverse", 0, (1, 3), []),
         ("cast", "float16", (3, 3), []),
+        (
+            "reorder",
+            {"axis": 0, "order": [1, 0]},
+            (4,),
+            [r"the order of the 2 blocks along axis 0"],
+        ),
+        ("reorder", {"axis": 0, "order": [0, 1]}, (4,), []),
         ("reshape", [9], (3, 3), []),
     ],
 )
@@ -557,7 +709,8 @@ def test_part_is_one_of_the_pieces_of_numpy_split(array, data):
     of = data.draw(st.sampled_from([n for n in range(1, 5) if array.shape[axis] % n == 0]))
     index = data.draw(st.integers(0, of - 1))
     op = OPS["part"].model_validate({"axis": axis, "index": index, "of": of})
-    assert check(op, [array], [np.split(array, of, axis)[index]], 1) is None
+    back = check(op, [array], [np.split(array, of, axis)[index]], 1)
+    assert (back is None) == (of > 1)
 
 
 def numbers(dtype: str) -> Array:
@@ -640,3 +793,303 @@ def test_casts_that_do_not_exist_are_known_before_values_are_read(source, target
     view = View.over(Unreadable(np.zeros(2, dtype_of(source))), (2,))
     with pytest.raises(OpError, match=message):
         OPS["cast"].model_validate(target).apply([view], 1)
+
+
+# Arithmetic.
+
+FLOATS = [name for name in CASTABLE if "float" in name or "complex" in name]
+SIGNED = [name for name in CASTABLE if name not in ("bool", "uint16")]
+
+
+@pytest.mark.parametrize("dtype", SIGNED)
+def test_negate_changes_every_sign_and_back(dtype):
+    array = numbers(dtype)
+    with np.errstate(all="ignore"):
+        expected = np.negative(array).astype(array.dtype)
+    op = OPS["negate"].model_validate({})
+    assert check(op, [array], [expected], 1) == op
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("value", [127.5, 0.1, {"divisor": 127.5}, -2, {"divisor": 0.25}])
+def test_scale_rounds_as_numpy_does(dtype, value):
+    array = numbers(dtype)
+    factor = array.dtype.type(value["divisor"] if isinstance(value, dict) else value)
+    with np.errstate(all="ignore"):
+        expected = array / factor if isinstance(value, dict) else array * factor
+    op = OPS["scale"].model_validate(value)
+    (found,) = op.apply([View.of(array)], 1)
+    assert bits(found.numpy()) == bits(expected.astype(array.dtype))
+    assert written(op) == op
+    assert op.inverse().inverse() == op
+
+
+@given(st.integers(-10, 10), st.sampled_from([1, -1]), st.integers(0, 9))
+@LAYOUT
+def test_a_power_of_two_scales_exactly(exponent, sign, seed):
+    array = np.random.default_rng(seed).normal(size=(3, 4)).astype(np.float32)
+    factor = sign * 2.0**exponent
+    op = OPS["scale"].model_validate(factor)
+    assert op.exactness == "exact"
+    assert check(op, [array], [array * np.float32(factor)], 1) is not None
+
+
+@given(tensors(SHAPES.filter(bool)), st.data())
+@LAYOUT
+def test_a_block_is_added_to_where_it_lies(array, data):
+    if not np.issubdtype(array.dtype, np.integer):
+        return
+    axis = data.draw(st.integers(0, array.ndim - 1))
+    of = data.draw(st.sampled_from([n for n in range(1, 5) if array.shape[axis] % n == 0]))
+    block = data.draw(st.integers(0, of - 1))
+    op = OPS["add"].model_validate({"value": 7, "axis": axis, "block": block, "of": of})
+    parts = np.split(array, of, axis)
+    parts[block] = parts[block] + array.dtype.type(7)
+    assert check(op, [array], [np.concatenate(parts, axis)], 1) is not None
+
+
+def test_a_forget_bias_is_added_to_its_gate():
+    op = OPS["add"].model_validate({"value": 1.0, "axis": "[g]", "block": 1, "of": 4})
+    (found,) = op.apply([View.of(np.zeros(8, np.float32))], 1)
+    assert found.numpy().tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
+    assert op.inverse().apply([found], 1)[0].numpy().tolist() == [0] * 8
+
+
+def test_bytes_of_the_other_order_are_computed_with():
+    array = np.arange(4, dtype=">f4")
+    value = {"value": 1, "axis": 0, "block": 0, "of": 2}
+    for op, expected in (("negate", {}), ("add", value), ("scale", 3)):
+        (view,) = OPS[op].model_validate(expected).apply([View.of(array)], 1)
+        assert view.numpy().dtype.isnative
+    assert view.numpy().tolist() == [0, 3, 6, 9]
+
+
+def test_another_epsilon_shifts_the_variance():
+    variance = np.array([0.5, 2], np.float32)
+    op = OPS["epsilon"].model_validate({"from": 1e-3, "to": 1e-5})
+    found = op.apply([View.of(variance)], 1)[0].numpy()
+    np.testing.assert_array_equal(found, variance + np.float32(1e-3 - 1e-5), strict=True)
+    assert op.inverse() == OPS["epsilon"].model_validate({"from": 1e-5, "to": 1e-3})
+
+
+@given(tensors(SHAPES.filter(bool)), st.data())
+@LAYOUT
+def test_reorder_takes_blocks(array, data):
+    axis = data.draw(st.integers(0, array.ndim - 1))
+    count = data.draw(st.sampled_from([n for n in range(1, 5) if array.shape[axis] % n == 0]))
+    order = data.draw(st.permutations(range(count)))
+    blocks = np.split(array, count, axis)
+    expected = np.concatenate([blocks[k] for k in order], axis)
+    names = [f"b{k}" for k in range(count)]
+    moved = " ".join(names[k] for k in order)
+    for value in ({"order": order}, {"from": " ".join(names), "to": moved}):
+        op = OPS["reorder"].model_validate({"axis": axis, **value})
+        assert check(op, [array], [expected], 1) is not None
+
+
+@given(tensors(SHAPES.filter(bool)), st.integers(0, 3), st.integers(0, 3), st.data())
+@LAYOUT
+def test_pad_and_slice_undo_each_other(array, before, after, data):
+    if array.dtype == STRING:
+        return
+    axis = data.draw(st.integers(0, array.ndim - 1))
+    widths = [(before, after) if k == axis else (0, 0) for k in range(array.ndim)]
+    expected = np.concatenate(
+        [
+            np.ones([before if k == axis else n for k, n in enumerate(array.shape)], array.dtype),
+            array,
+            np.ones([after if k == axis else n for k, n in enumerate(array.shape)], array.dtype),
+        ],
+        axis,
+    )
+    assert expected.shape == np.pad(np.zeros(array.shape), widths).shape
+    pad = OPS["pad"].model_validate({"axis": axis, "before": before, "after": after, "value": 1})
+    back = check(pad, [array], [expected], 1)
+    assert back is not None
+    assert back.exactness == "exact"
+    assert check(back, [expected], [array], 1) == pad
+
+
+def test_sizes_of_pads_and_slices_are_bound_by_name():
+    pad = OPS["pad"].model_validate({"axis": 0, "after": "n"}).bind({"n": 2})
+    assert pad.apply([View.of(np.ones(1))], 1)[0].shape == (3,)
+    cut = OPS["slice"].model_validate({"axis": 0, "stop": "n"}).bind({"n": 2})
+    assert cut.apply([View.of(np.ones(5))], 1)[0].shape == (2,)
+    with pytest.raises(IrreversibleError, match="pad does not know the size 'n'"):
+        OPS["pad"].model_validate({"axis": 0, "after": "n"}).inverse()
+
+
+# Model-level ops: values against NumPy in float64.
+
+
+def normal(*shape: int, seed: int = 0) -> Array:
+    return np.random.default_rng([seed, *shape]).normal(size=shape).astype(np.float32)
+
+
+def applied(name: str, value: Any, arrays: Sequence[Array]) -> list[Array]:
+    op = OPS[name].model_validate(value)
+    assert op.exactness == "lossy"
+    assert written(op) == op
+    return [view.numpy() for view in op.apply([View.of(array) for array in arrays], 2)]
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_folded_batch_norm_computes_the_same(biased):
+    kernel, x = normal(5, 3), normal(7, 5)
+    bias, gamma, beta, mean = (normal(3, seed=k) for k in range(1, 5))
+    variance = normal(3, seed=5) ** 2
+    roles = ["kernel", *(["bias"] if biased else []), "gamma", "beta", "mean", "variance"]
+    sources = [kernel, *([bias] if biased else []), gamma, beta, mean, variance]
+    value = {"axis": "i [o]", "epsilon": 1e-2, "of": roles}
+    folded, shift = applied("fold_batchnorm", value, sources)
+    y = x @ kernel.astype("f8") + (bias if biased else 0)
+    expected = (y - mean) * gamma / np.sqrt(variance.astype("f8") + 1e-2) + beta
+    np.testing.assert_allclose(x @ folded + shift, expected, atol=1e-5)
+    assert folded.dtype == shift.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("value", "scale", "spread"),
+    [
+        ({}, (), (1, 1)),
+        ({}, (1,), (1, 1)),
+        ({"axis": "[o] i"}, (4,), (4, 1)),
+        ({"axis": 1}, (6,), (1, 6)),
+        ({}, (2, 6), (2, 6)),
+        ({}, (4, 3), (4, 3)),
+    ],
+)
+@pytest.mark.parametrize("pointed", [False, True])
+def test_quantised_numbers_are_read(value, scale, spread, pointed):
+    q = np.arange(-12, 12, dtype=np.int8).reshape(4, 6)
+    scales = np.abs(normal(*scale)) + np.float32(0.5)
+    points = np.full(scale, 3, np.int8)
+    full = np.repeat(np.repeat(scales.reshape(spread), 4 // spread[0], 0), 6 // spread[1], 1)
+    expected = (q.astype(np.float32) - (3 if pointed else 0)) * full
+    (found,) = applied("dequantise", value, [q, scales, *([points] if pointed else [])])
+    np.testing.assert_array_equal(found, expected, strict=True)
+
+
+def test_summed_tensors_are_added():
+    arrays = [normal(2, 3, seed=k) for k in range(3)]
+    (found,) = applied("sum", {}, arrays)
+    np.testing.assert_array_equal(found, arrays[0] + arrays[1] + arrays[2], strict=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "exactness"),
+    [
+        ("cast", "float64", "rounding"),
+        ("cast", {"from": "float32", "to": "float64"}, "exact"),
+        ("cast", {"from": "float64", "to": "float32"}, "rounding"),
+        ("scale", 3, "rounding"),
+        ("scale", {"divisor": 4}, "exact"),
+        ("add", 1.0, "rounding"),
+        ("add", 0, "exact"),
+        ("negate", {}, "exact"),
+        ("pad", {"axis": 0, "before": 1}, "exact"),
+        ("slice", {"axis": 0, "start": 1}, "lossy"),
+        ("slice", {"axis": 0, "start": 1, "pad": 0}, "exact"),
+        ("slice", {"axis": 0, "stop": 5, "pad": 0}, "lossy"),
+        ("part", {"axis": 0, "index": 0, "of": 1}, "exact"),
+        ("part", {"axis": 0, "index": 0, "of": 2}, "lossy"),
+        ("epsilon", {"from": 1, "to": 2}, "rounding"),
+        ("epsilon", {"from": 1, "to": 1}, "exact"),
+    ],
+)
+def test_an_op_says_how_exact_it_is(name, value, exactness):
+    op = OPS[name].model_validate(value)
+    assert op.exactness == exactness
+    if exactness == "lossy":
+        with pytest.raises(IrreversibleError, match=name):
+            op.inverse()
+
+
+# One branch of several.
+
+
+def test_an_op_on_one_branch_leaves_the_others():
+    op = On(branch=1, op=OPS["transpose"].model_validate([1, 0]))
+    arrays = [normal(2, 3), normal(2, 3, seed=1), normal(2, 3, seed=2)]
+    found = op.apply([View.of(array) for array in arrays], 1)
+    assert [view.shape for view in found] == [(2, 3), (3, 2), (2, 3)]
+    assert op.inverse() == op
+    assert op.to_file() == {"branch": 1, "transpose": [1, 0]}
+    assert (op.exactness, op.doubts(found)) == ("exact", [])
+
+
+# Ops of other packages.
+
+
+class Roll(UnaryOp):
+    """Move the first element of an axis to its end."""
+
+    name: ClassVar[str] = "roll"
+    about: ClassVar[str] = "move elements around the end of the first axis: `{by: 1}`"
+
+    by: int
+
+    def apply_one(self, view: View) -> View:
+        cut = self.by % view.shape[0]
+        return concatenate([view.take(0, cut, view.shape[0]), view.take(0, 0, cut)], 0)
+
+    def inverse(self) -> Op:
+        return Roll(by=-self.by)
+
+
+@dataclass
+class Point:
+    name: str
+    brings: Any
+    value: str = "other.package:thing"
+
+    def load(self) -> Any:
+        if isinstance(self.brings, Exception):
+            raise self.brings
+        return self.brings
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    """Entry points that an installed package would have."""
+
+    def install(*points: Point) -> None:
+        monkeypatch.setattr(OPS, "_brought", None)
+        monkeypatch.setattr("importlib.metadata.entry_points", lambda group: list(points))
+
+    return install
+
+
+def test_an_op_of_another_package_is_an_op_like_ours(installed):
+    installed(Point("roll", Roll))
+    assert list(OPS)[-1] == "roll"
+    assert len(OPS) == len(list(OPS))
+    rules = loads("mapping: 1\nrules: [{source: a, target: b, ops: [roll: {by: 1}]}]")
+    op = rules.rules[0].ops[0]
+    array = np.arange(4)
+    check(op, [array], [np.roll(array, -1)], 1)
+    with pytest.raises(MappingError, match=r"MAP103.*unknown key 'bye'"):
+        loads("mapping: 1\nrules: [{source: a, target: b, ops: [roll: {by: 1, bye: 1}]}]")
+
+
+def test_no_package_is_asked_for_ops_of_ours(monkeypatch):
+    monkeypatch.setattr(OPS, "_brought", None)
+    monkeypatch.setattr("importlib.metadata.entry_points", None)
+    assert OPS["cast"].name == "cast"
+    loads("mapping: 1\nrules: [{source: a, target: b, ops: [cast: float16]}]")
+
+
+@pytest.mark.parametrize(
+    ("name", "brings", "message"),
+    [
+        ("roll", ImportError("no module"), "cannot be imported: ImportError: no module"),
+        ("roll", 3, "is no subclass of converter.ops.Op"),
+        ("rolls", Roll, "needs a `name` that is the entry point's"),
+        ("cast", OPS["cast"], "and no op's of ours"),
+        ("roll", type("Silent", (Roll,), {"about": ""}), "does not say what it is `about`"),
+    ],
+)
+def test_what_is_no_op_is_refused_where_it_is_named(installed, name, brings, message):
+    installed(Point(name, brings))
+    with pytest.raises(MappingError, match=f"(?s)MAP109.*'{name}'.*{message}"):
+        loads("mapping: 1\nrules: [{source: a, target: b, ops: [rol: {by: 1}]}]")

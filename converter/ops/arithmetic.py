@@ -1,0 +1,202 @@
+"""Ops that compute, number by number: scale, add, negate, epsilon."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import frexp, isfinite
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from pydantic import Field, field_validator, model_validator
+
+from converter.errors import OpError
+from converter.layout import Array, Elementwise, View, concatenate
+from converter.ops.arrange import axes_of
+from converter.ops.axes import parse_marked
+from converter.ops.base import Exactness, UnaryOp
+from converter.ops.blocks import scalar
+from converter.ops.values import integers
+from converter.tensors import dtype_name
+
+HALF = 0.5
+
+
+def elementwise(view: View, function: Callable[[Array], Any]) -> View:
+    """A view of the function's results, of the same dtype, in native byte order."""
+    dtype = view.dtype.newbyteorder("=")
+
+    def compute(block: Array) -> Array:
+        with np.errstate(all="ignore"):
+            return np.asarray(function(block)).astype(dtype, copy=False)
+
+    return View.over(Elementwise(view, compute, dtype), view.shape)
+
+
+class Scale(UnaryOp):
+    """Multiply by a factor, or divide by a divisor, in the tensor's own dtype.
+
+    Dividing by 127.5 is not multiplying by 1/127.5: each rounds in its own way.  A power of two is
+    exact, as long as no number leaves the range of the dtype.
+    """
+
+    name: ClassVar[str] = "scale"
+    about: ClassVar[str] = "multiply by a factor or divide: `0.5`, or `{divisor: 127.5}`"
+
+    factor: int | float | None = Field(default=None, description="what to multiply by")
+    divisor: int | float | None = Field(default=None, description="what to divide by")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"factor": value} if isinstance(value, int | float) else value
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.factor is None) == (self.divisor is None):
+            raise ValueError("give one of `factor` and `divisor`")
+        if not self._number or not isfinite(self._number):
+            raise ValueError("a factor is a number, and not zero")
+        return self
+
+    @property
+    def _number(self) -> float:
+        return float(self.factor or self.divisor or 0)
+
+    @property
+    def exactness(self) -> Exactness:
+        return "exact" if abs(frexp(self._number)[0]) == HALF else "rounding"
+
+    def apply_one(self, view: View) -> View:
+        if view.dtype.kind == "O" or integers(view.dtype):
+            raise OpError(
+                "scale needs floating point",
+                expected="floating point",
+                found=dtype_name(view.dtype),
+                hint="cast before it",
+            )
+        number = scalar(self, self._number, view.dtype.newbyteorder("="))
+        if not number:
+            raise OpError(f"scale: {self._number} is no {dtype_name(view.dtype)} but zero")
+        function = np.multiply if self.factor is not None else np.divide
+        return elementwise(view, lambda block: function(block, number))
+
+    def inverse(self) -> Scale:
+        return Scale(factor=self.divisor, divisor=self.factor)
+
+    def to_file(self) -> Any:
+        return {"divisor": self.divisor} if self.factor is None else self.factor
+
+
+class Add(UnaryOp):
+    """Add a constant: everywhere, or to block `block` of `of` equal ones along an axis."""
+
+    name: ClassVar[str] = "add"
+    about: ClassVar[str] = "add a constant: `{value: 1.0, axis: '[g]', block: 1, of: 4}`"
+
+    value: int | float = Field(description="what is added")
+    axis: str | int | None = Field(default=None, description="the axis of the blocks")
+    block: int | None = Field(default=None, ge=0, description="which block, from 0; default: all")
+    of: int | None = Field(default=None, ge=1, description="how many blocks there are")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        return {"value": value} if isinstance(value, int | float) else value
+
+    @field_validator("axis")
+    @classmethod
+    def _one_axis(cls, value: Any) -> Any:
+        if isinstance(value, str) and len(parse_marked(value).marks) != 1:
+            raise ValueError("exactly one axis is marked")
+        return value
+
+    @model_validator(mode="after")
+    def _together(self) -> Self:
+        if len({field is None for field in (self.axis, self.block, self.of)}) > 1:
+            raise ValueError("`axis`, `block` and `of` go together")
+        if self.block is not None and self.of is not None and self.block >= self.of:
+            raise ValueError(f"block {self.block} of {self.of}: blocks count from 0")
+        if not isfinite(self.value):
+            raise ValueError("an infinity cannot be taken away again")
+        return self
+
+    @property
+    def exactness(self) -> Exactness:
+        return "rounding" if self.value else "exact"
+
+    def apply_one(self, view: View) -> View:
+        if integers(view.dtype) == range(2):
+            raise OpError("add does not fit", expected="numbers", found="bool")
+        number = scalar(self, abs(self.value), view.dtype.newbyteorder("="))
+        function = np.add if self.value >= 0 else np.subtract
+
+        def added(part: View) -> View:
+            return elementwise(part, lambda block: function(block, number))
+
+        if self.axis is None or self.block is None or self.of is None:
+            return added(view)
+        (axis,) = axes_of(self, self.axis, view)
+        size = view.shape[axis]
+        length, rest = divmod(size, self.of)
+        if rest:
+            raise OpError(f"add: an axis of {size} has no {self.of} equal blocks")
+        start, stop = self.block * length, (self.block + 1) * length
+        before, after = view.take(axis, 0, start), view.take(axis, stop, size)
+        parts = [before, added(view.take(axis, start, stop)), after]
+        return concatenate([_native(part) for part in parts], axis)
+
+    def inverse(self) -> Add:
+        return self.model_copy(update={"value": -self.value})
+
+    def to_file(self) -> Any:
+        return self.value if self.axis is None else super().to_file()
+
+
+class Negate(UnaryOp):
+    """Change the sign of every number.  Its own inverse."""
+
+    name: ClassVar[str] = "negate"
+    about: ClassVar[str] = "change the sign of every number: `{}`"
+
+    def apply_one(self, view: View) -> View:
+        span = integers(view.dtype)
+        if view.dtype.kind == "O" or (span and span.start == 0):
+            raise OpError(
+                "negate needs numbers with a sign",
+                expected="numbers with a sign",
+                found=dtype_name(view.dtype),
+            )
+        return elementwise(view, np.negative)
+
+    def inverse(self) -> Negate:
+        return self
+
+
+class Epsilon(UnaryOp):
+    """Make a variance right for a layer with another epsilon: add `from` minus `to`."""
+
+    name: ClassVar[str] = "epsilon"
+    about: ClassVar[str] = "shift a variance for another epsilon: `{from: 1.0e-3, to: 1.0e-5}`"
+
+    source: float = Field(alias="from", ge=0, description="the epsilon of the source's layer")
+    to: float = Field(ge=0, description="the epsilon of the target's layer")
+
+    @property
+    def exactness(self) -> Exactness:
+        return "exact" if self.source == self.to else "rounding"
+
+    def apply_one(self, view: View) -> View:
+        if view.dtype.kind == "O" or integers(view.dtype):
+            raise OpError(
+                "epsilon needs floating point",
+                expected="floating point",
+                found=dtype_name(view.dtype),
+            )
+        return Add(value=self.source - self.to).apply_one(view)
+
+    def inverse(self) -> Epsilon:
+        return Epsilon.model_validate({"from": self.to, "to": self.source})
+
+
+def _native(view: View) -> View:
+    return view.astype(view.dtype.newbyteorder("="))
