@@ -1,0 +1,151 @@
+"""The layer blocks: what the real layers compute is the same on both sides of the mapping.
+
+Keras or Flax makes a layer with random weights and runs it; the block maps the weights; PyTorch
+loads them, strictly, and runs its own layer on the same input.  Each framework has its own process.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import converter
+from converter.language import load, shipped_names
+from converter.plan import port
+from converter.tensors import from_arrays
+from tests import oracles
+
+Array = NDArray[Any]
+
+BLOCKS = [name.removeprefix("layers/") for name in shipped_names() if name.startswith("layers/")]
+SIZES = {
+    "depthwise-keras-torch": {"multiplier": 2},
+    "separable-keras-torch": {"multiplier": 2},
+    "dense-flatten-keras-torch": {"h": 9, "w": 8},
+    "dense-flatten-flax-torch": {"h": 9, "w": 8},
+    "dense-flatten-tf-torch": {"h": 9, "w": 8},
+} | {name: {"heads": 3} for name in BLOCKS if name.startswith("attention")}
+KERAS = [name for name in BLOCKS if name.endswith("-keras-torch")] + ["conv1-keras-torch"]
+FLAX = [name for name in BLOCKS if name.endswith("-flax-torch") and "stats" not in name]
+
+
+def block(name: str) -> converter.Port:
+    name = name.replace("conv1-", "conv-")
+    return port(f"layers/{name}", sizes=SIZES.get(name))
+
+
+def mapped(name: str, weights: dict[str, Array]) -> dict[str, Array]:
+    """What a block makes of a layer's weights, after a look at the way back."""
+    stats = {n: a for n, a in weights.items() if n in ("mean", "var")}
+    if name == "batchnorm-flax-torch":
+        rest = {n: a for n, a in weights.items() if n not in stats}
+        return mapped("", rest) | mapped("batchnorm-stats-flax-torch", stats)
+    mapping = block(name or "batchnorm-flax-torch")
+    target = mapping(from_arrays(weights))
+    again = mapping.inverse()(target)
+    assert set(again) == set(weights)
+    for key, array in weights.items():
+        np.testing.assert_array_equal(again[key].numpy(), array, strict=True)
+    return {key: tensor.numpy() for key, tensor in target.items()}
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    """For each block: what the source's layer computes, and what PyTorch's does."""
+    needed = oracles.missing("keras", "tensorflow", "flax", "torch")
+    if needed:
+        pytest.skip(f"needs {', '.join(needed)}")
+    folder = tmp_path_factory.mktemp("layers")
+    cases: dict[str, dict[str, Array]] = {}
+    for framework in ("keras", "flax"):
+        oracles.run(f"{framework}_layers", folder)
+        for key, array in oracles.load_arrays(folder / f"{framework}.npz").items():
+            case, _, name = key.partition("|")
+            cases.setdefault(case, {})[name] = array
+    expected = {case: arrays.pop("y") for case, arrays in cases.items()}
+    given = {}
+    for case, arrays in cases.items():
+        x = arrays.pop("x")
+        if case == "dense-flatten-flax-torch":  # Flax flattens nothing by itself
+            x = x.reshape(-1, 9, 8, 4)
+        state = {**mapped(case, arrays), "x": x}
+        given |= {f"{case}|{name}": array for name, array in state.items()}
+    oracles.save_arrays(folder / "state.npz", given)
+    oracles.run("torch_layers", folder / "state.npz", folder / "torch.npz")
+    return expected, oracles.load_arrays(folder / "torch.npz")
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", KERAS + FLAX)
+def test_the_layers_of_both_sides_compute_the_same(outputs, name):
+    expected, found = outputs
+    assert found[name].shape == expected[name].shape
+    np.testing.assert_allclose(found[name], expected[name], atol=1e-5, rtol=1e-5)
+
+
+# Names of TF-Slim, whose layers are those of Keras under other names.
+
+SLIM = {
+    "conv-tf-torch": {"weights": (3, 2, 4, 5), "biases": (5,)},
+    "depthwise-tf-torch": {"depthwise_weights": (3, 2, 4, 1), "biases": (4,)},
+    "dense-tf-torch": {"weights": (4, 5), "biases": (5,)},
+    "dense-flatten-tf-torch": {"weights": (288, 5), "biases": (5,)},
+    "batchnorm-tf-torch": dict.fromkeys(("gamma", "beta", "moving_mean", "moving_variance"), (4,)),
+}
+OTHER = {"weights": "kernel", "depthwise_weights": "kernel", "biases": "bias"}
+
+
+def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
+    rng = np.random.default_rng(0)
+    return {name: rng.normal(size=shape).astype("f4") for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("name", SLIM)
+def test_slim_names_are_keras_layers(name):
+    arrays = weights(SLIM[name])
+    keras = name.replace("-tf-", "-keras-")
+    sizes = SIZES.get(name)
+    found = port(f"layers/{name}", sizes=sizes)(from_arrays(arrays))
+    renamed = {OTHER.get(n, n): array for n, array in arrays.items()}
+    expected = port(f"layers/{keras}", sizes=sizes)(from_arrays(renamed))
+    assert {n: t.numpy().tobytes() for n, t in found.items()} == {
+        n: t.numpy().tobytes() for n, t in expected.items()
+    }
+
+
+def test_without_gamma_the_weight_is_one():
+    shapes = dict.fromkeys(("beta", "moving_mean", "moving_variance"), (4,))
+    found = mapped("batchnorm-noscale-tf-torch", weights(shapes))
+    assert found["weight"].tolist() == [1] * 4
+    assert found["num_batches_tracked"].dtype == np.int64
+
+
+def test_fused_projections_are_parted():
+    arrays = weights({"w": (4, 12), "b": (12,)})
+    found = mapped("qkv-tf-torch", arrays)
+    for nth, each in enumerate("qkv"):
+        part = slice(4 * nth, 4 * nth + 4)
+        np.testing.assert_array_equal(found[f"{each}_proj.weight"], arrays["w"][:, part].T)
+        np.testing.assert_array_equal(found[f"{each}_proj.bias"], arrays["b"][part])
+
+
+def test_both_biases_of_an_lstm_are_kept_as_their_sum():
+    shapes = {"weight_ih_l0": (20, 6), "weight_hh_l0": (20, 5), "bias_ih_l0": (20,)}
+    arrays = weights(shapes | {"bias_hh_l0": (20,)})
+    mapping = port("layers/lstm-torch-keras")
+    found = mapping(from_arrays(arrays))
+    np.testing.assert_array_equal(
+        found["bias"].numpy(), arrays["bias_ih_l0"] + arrays["bias_hh_l0"], strict=True
+    )
+    with pytest.raises(converter.MappingError, match="sum cannot be undone"):
+        mapping.inverse()
+
+
+def test_every_block_is_proven():
+    by_hand = {"batchnorm-noscale-tf-torch", "qkv-tf-torch", "lstm-torch-keras"}
+    stats = {"batchnorm-stats-flax-torch"}
+    assert {*KERAS, *FLAX, *SLIM, *by_hand, *stats} - {"conv1-keras-torch"} == set(BLOCKS)
+    assert all(load(f"layers/{name}").about for name in BLOCKS)
