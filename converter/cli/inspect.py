@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 PIECE = 16 << 20  # bytes whose statistics are taken at a time
 
+LONG = 200  # characters of metadata that people are shown; --format json has all
+
 
 @click.command()
 @click.argument("source", type=SOURCE)
@@ -112,7 +114,8 @@ def print_human(checkpoint: Checkpoint, rows: list[dict[str, Any]], *, tree: boo
     total = sum(row["nbytes"] for row in rows)
     say(f"{checkpoint.format}: {count(len(rows), 'tensor')}, {size(total)}")
     for key, value in checkpoint.metadata.items():
-        say(f"metadata {key}: {value}")
+        shown = value if len(value) <= LONG else f"{value[:LONG]}… ({len(value)} characters)"
+        say(f"metadata {key}: {shown}")
     for group in checkpoint.ties:
         say(f"tied: {', '.join(group)}")
     for name, reason in checkpoint.unsupported.items():
