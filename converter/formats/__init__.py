@@ -182,6 +182,15 @@ FORMATS = (
         writes=False,
         only_read=(".joblib", ".pkl", ".pickle"),
     ),
+    Format(
+        "gguf",
+        "GGUF (llama.cpp)",
+        (),
+        "converter.formats.gguf",
+        writes=False,
+        marks=((0, b"GGUF"),),
+        only_read=(".gguf",),
+    ),
 )
 
 PROBE_BYTES = 512
