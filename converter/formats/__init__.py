@@ -191,6 +191,13 @@ FORMATS = (
         marks=((0, b"GGUF"),),
         only_read=(".gguf",),
     ),
+    Format(
+        "orbax",
+        "Orbax (by the tensorstore library)",
+        (),
+        "converter.formats.orbax",
+        writes=False,
+    ),
 )
 
 PROBE_BYTES = 512
