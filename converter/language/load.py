@@ -260,10 +260,12 @@ class _Compiler:
 
     def of_another_form(self, detail: Any) -> bool:
         """Is this about a form of names (text, branch, list) that the author did not choose?"""
-        wrong = {"string_type": str, "list_type": list, "model_type": dict}.get(detail["type"])
-        found = self.document_at(_without_forms(detail["loc"]))
-        known = _without_forms(detail["loc"]) != detail["loc"]
-        return known and isinstance(found, str | list | dict) and not isinstance(found, wrong or ())
+        wanted = {"string_type": str, "list_type": list, "model_type": dict}.get(detail["type"])
+        path = _without_forms(detail["loc"])
+        if wanted is None or path == detail["loc"]:
+            return False
+        found = self.document_at(path)
+        return isinstance(found, str | list | dict) and not isinstance(found, wanted)
 
     def schema_problem(self, detail: Any) -> None:
         """Note one of pydantic's findings in our words, at its place."""
@@ -374,6 +376,7 @@ class _Compiler:
             model.about,
             self.place("rules", index, "source"),
             tuple(place for _, place in ops),
+            self.place("rules", index, "target"),
         )
         self.check_shape(rule, index)
         self.check_lossy(rule, model)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     field_validator,
@@ -169,6 +170,13 @@ class ExampleModel(_Model):
         return self
 
 
+def _number(value: Any) -> Any:
+    """The value, unless it only equals a number: `true` is no 1."""
+    if isinstance(value, bool | float):
+        raise ValueError("Input should be 1")  # noqa: TRY004 - pydantic collects ValueErrors
+    return value
+
+
 class MappingModel(_Model):
     """A mapping file."""
 
@@ -179,7 +187,9 @@ class MappingModel(_Model):
         }
     )
 
-    mapping: Literal[1] = Field(description="version of the language")
+    mapping: Annotated[Literal[1], BeforeValidator(_number)] = Field(
+        description="version of the language"
+    )
     name: str = Field(default="", description="as in `mappings ls`: family/source-target")
     about: str = Field(default="", description="one sentence for people who choose")
     source: Side = Field(default_factory=Side)

@@ -59,7 +59,8 @@ def _diagnostic(one: _Claim, other: _Claim, side: str, name: str) -> Diagnostic:
     does = "take" if side == "sources" else "make"
     itself = one.number == other.number
     both = "two templates of the rule" if itself else f"this rule and the one at {one.rule.place}"
-    return other.rule.place.diagnostic(
+    place = other.rule.place if side == "sources" else other.rule.target_place
+    return place.diagnostic(
         "MAP111",
         f"{both} {does} one name, e.g. '{name}'",
         expected=f"one rule for each {side.removesuffix('s')}",

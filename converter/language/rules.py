@@ -55,7 +55,10 @@ NOWHERE = Place()
 
 @dataclass(frozen=True)
 class Rule:
-    """Sources that become targets.  `op_places` is where each op stands, in the order of `ops`."""
+    """Sources that become targets.
+
+    `place` is where its sources stand, `op_places` where each op does, in the order of `ops`.
+    """
 
     sources: tuple[Template, ...]
     targets: tuple[Template, ...]
@@ -66,6 +69,7 @@ class Rule:
     about: str = ""
     place: Place = NOWHERE
     op_places: tuple[Place, ...] = ()
+    target_place: Place = NOWHERE
 
     @cached_property
     def target_holes(self) -> frozenset[str]:

@@ -93,12 +93,22 @@ def load(text: str) -> Document:
     try:
         return _Builder(_checked(yaml.parse(text, Loader=loader))).document()
     except yaml.MarkedYAMLError as error:
-        mark, last = error.problem_mark or error.context_mark, _end_of(text)
+        mark, last = _mark(error), _end_of(text)
         place = Span(mark.line + 1, mark.column + 1, mark.column + 2) if mark else Span(1, 1, 1)
         message = error.problem or error.context or "not YAML"
-        raise YamlError(message, place if place.line <= last.line else last) from error
+        noticed = error.problem_mark
+        hint = f"noticed in line {noticed.line + 1}" if noticed and mark is not noticed else ""
+        raise YamlError(message, place if place.line <= last.line else last, hint) from error
     except yaml.YAMLError as error:
         raise YamlError(str(error).splitlines()[0], Span(1, 1, 1)) from error
+
+
+def _mark(error: yaml.MarkedYAMLError) -> yaml.error.Mark | None:
+    """Where the mistake is: of what is not ended, the beginning."""
+    begun, noticed, what = error.context_mark, error.problem_mark, str(error.context)
+    unended = what.endswith(("simple key", "quoted scalar", "alias", "anchor"))
+    flow = "a flow " in what and noticed and begun and noticed.line > begun.line
+    return begun if begun and (unended or flow) else noticed or begun
 
 
 def _end_of(text: str) -> Span:

@@ -72,11 +72,11 @@ def parse(text: str) -> Pattern:
     offset = len(halves[0]) + 2
     left, right = _groups(halves[0], 0), _groups(halves[1], offset)
     names = [{axis for group in side for axis in group} for side in (left, right)]
-    for axis in sorted(names[0] ^ names[1]):
-        on_left = axis in names[0]
-        side, half, start = ("left", halves[0], 0) if on_left else ("right", halves[1], offset)
-        found = next(match for match in _TOKEN.finditer(half) if match[1] == axis)
-        raise NotationError(f"axis '{axis}' stands on the {side} side only", start + found.start(1))
+    for side, other, half, start in ((1, 0, halves[1], offset), (0, 1, halves[0], 0)):
+        for match in _TOKEN.finditer(half):
+            if match[1] in names[side] - names[other]:
+                where = f"on the {('left', 'right')[side]} side only"
+                raise NotationError(f"axis '{match[1]}' stands {where}", start + match.start(1))
     return Pattern(left, right)
 
 

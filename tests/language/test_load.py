@@ -139,7 +139,7 @@ WRONG = {
     ),
     "a branch without a name": (
         HEAD + "  - {source: [{nam: a}, b], target: c, ops: [concat: 0]}",
-        [("MAP002", 3, 15, "unknown key 'nam'")],
+        [("MAP002", 3, 16, "unknown key 'nam'")],
     ),
     "a template of a branch": (
         HEAD + "  - {source: [{name: 'a{!}'}, b], target: c, ops: [concat: 0]}",
@@ -175,7 +175,7 @@ WRONG = {
     ),
     "two rules for one target": (
         HEAD + "  - {source: a, target: c}\n  - {source: b, target: c}",
-        [("MAP111", 4, 14, "this rule and the one at some/file.yaml:3 make one name, e.g. 'c'")],
+        [("MAP111", 4, 25, "this rule and the one at some/file.yaml:3 make one name, e.g. 'c'")],
     ),
     "two templates for one source": (
         HEAD + "  - {source: ['a{i}', a1], target: c, ops: [concat: 0]}",
