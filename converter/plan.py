@@ -131,7 +131,7 @@ class Plan:
             kept,
             self._ties(source),
             source.unsupported,
-            source.close,
+            on_close=source.close,
         )
 
     def _ties(self, source: Checkpoint) -> tuple[tuple[str, ...], ...]:
