@@ -259,6 +259,22 @@ def test_repairs_come_to_an_end(tmp_path):
     assert "{source: a, target: b, ops: [transpose: {order: [0]}]}" in better
 
 
+def test_it_needs_no_network_and_no_framework(tmp_path):
+    (tmp_path / "m.yaml").write_text(HEAD + RULE)
+    script = """
+import socket, sys
+socket.socket = socket.create_connection = None
+for name in ("torch", "tensorflow", "keras", "jax", "safetensors", "jsonschema", "rich"):
+    sys.modules[name] = None
+from converter import cli
+sys.exit(cli.run(["lint", "m.yaml", "vgg16/slim-torchvision"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "2 files: no findings\n")
+
+
 # ── speed ────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 
+from converter.language.load import shipped
 from tests.cli import checkpoints
 from tests.cli.checkpoints import FC6, MAPPING
 
@@ -56,7 +57,9 @@ def test_a_source(converter):
     assert result.code == 0
     lines = result.out.splitlines()
     assert lines[0] == f"{FC6}  float32 [7, 7, 16, 128]"
-    assert lines[1].endswith("slim-torchvision.yaml:45:13")
+    text = (shipped() / f"{MAPPING}.yaml").read_text().splitlines()
+    line = text.index(f"  - source: {FC6}") + 1
+    assert lines[1].endswith(f"slim-torchvision.yaml:{line}:13")
     assert lines[2] == f"  rule   {FC6} -> classifier.0.weight"
     assert lines[3].startswith("  about  slim convolves a 7x7 window")
     assert lines[4] == (
