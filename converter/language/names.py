@@ -255,12 +255,12 @@ class Template:
         """The same template under a prefix."""
         return Template(scope + self.text, _joined((Text(scope), *self.tokens)))
 
-    def within(self, scope: Scope, taken: frozenset[str]) -> Template:
-        """The template put into a scope's place; holes called like those taken get other names.
+    def within(self, scope: Scope) -> Template:
+        """The template put into a scope's place; its holes are not those of the scope.
 
         Raises `TemplateError` when names would match in more than one way.
         """
-        tokens = _joined((*scope.before, *(_renamed(t, taken) for t in self.tokens), *scope.after))
+        tokens = _joined((*scope.before, *map(_renamed, self.tokens), *scope.after))
         template = Template(scope.around(self.text), tokens)
         _check_unambiguous(template)
         return template
@@ -314,18 +314,12 @@ def _name_here(text: str) -> int | None:
     return found[0] if found else None
 
 
-def _renamed(token: Token, taken: frozenset[str]) -> Token:
-    """The token with its holes' names changed where they are taken, to what nobody can write."""
-
-    def free(name: str) -> str:
-        while name in taken:
-            name += "'"
-        return name
-
+def _renamed(token: Token) -> Token:
+    """The token with names of holes that nobody can write, so that they are no scope's."""
     if isinstance(token, Hole):
-        return token._replace(name=free(token.name))
+        return token._replace(name=f"{token.name}'")
     if isinstance(token, Lookup):
-        return token._replace(keys=tuple(map(free, token.keys)))
+        return token._replace(keys=tuple(f"{key}'" for key in token.keys))
     return token
 
 
@@ -628,7 +622,7 @@ class Selector:
         """The same selector under a prefix."""
         return Selector(self.text, scope + self.scope, self.before, self.after)
 
-    def within(self, scope: Scope, taken: frozenset[str] = frozenset()) -> Selector:
+    def within(self, scope: Scope) -> Selector:
         """The selector put into a scope's place."""
         before = (*scope.before, *((Text(self.scope),) if self.scope else ()), *self.before)
         return Selector(self.text, "", before, (*self.after, *scope.after))

@@ -99,15 +99,15 @@ class Rule:
         self, source: Scope, target: Scope, place: Place, exclude: tuple[Selector, ...]
     ) -> Rule:
         """The rule as it is included at a place, with more names that it leaves to others."""
-        taken = source.holes | target.holes
         return replace(
             self,
-            sources=tuple(template.within(source, taken) for template in self.sources),
-            targets=tuple(template.within(target, taken) for template in self.targets),
-            source_except=(*(s.within(source, taken) for s in self.source_except), *exclude),
-            target_except=(*(s.within(target, taken) for s in self.target_except), *exclude),
+            sources=tuple(template.within(source) for template in self.sources),
+            targets=tuple(template.within(target) for template in self.targets),
+            source_except=(*(s.within(source) for s in self.source_except), *exclude),
+            target_except=(*(s.within(target) for s in self.target_except), *exclude),
             place=self.place.included(place),
             op_places=tuple(op.included(place) for op in self.op_places),
+            target_place=self.target_place.included(place),
         )
 
     def inverse(self) -> Rule:
@@ -177,7 +177,7 @@ class Drop(NamedTuple):
 
     def within(self, scope: Scope, place: Place) -> Drop:
         """The same as it is included at a place."""
-        matches = self.matches.within(scope, scope.holes)
+        matches = self.matches.within(scope)
         return self._replace(matches=matches, place=self.place.included(place))
 
 
@@ -199,10 +199,9 @@ class Make(NamedTuple):
 
     def within(self, source: Scope, target: Scope, place: Place) -> Make:
         """The same as it is included at a place."""
-        taken = source.holes | target.holes
         return self._replace(
-            target=self.target.within(target, taken),
-            each=self.each.within(source, taken) if self.each else None,
+            target=self.target.within(target),
+            each=self.each.within(source) if self.each else None,
             place=self.place.included(place),
         )
 
