@@ -7,13 +7,18 @@ diagnostic must then name.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from converter.language.codes import CODES
+from converter.language.examples import run
+from converter.language.fix import repair
 from converter.language.lint import lint
+from converter.language.load import shipped, shipped_names
 
 PATH = Path("m.yaml")
 COUNT = 1000
@@ -468,6 +473,22 @@ def test_a_mistake_is_found_where_it_was_made(which):
             for code, line, column in places
         ), f"seed {seed}: {case.line}:{case.columns} {case.codes}\n{places}\n{case.text}"
         assert len(found) <= 3, f"seed {seed}: one mistake, {places}\n{case.text}"
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_no_damage_is_an_error_of_ours(name):
+    """Whatever words stand elsewhere, a mapping is read, repaired and its examples are run."""
+    rng = random.Random(name)  # noqa: S311
+    text = (shipped() / f"{name}.yaml").read_text(encoding="utf-8")
+    words = re.split(r"(\s+|[\[\]{},:])", text)
+    for _ in range(30):
+        mixed = list(words)
+        for _ in range(rng.randint(1, 3)):
+            mixed[rng.randrange(len(mixed))] = rng.choice(words)
+        damaged = "".join(mixed)
+        better, found = repair(damaged, PATH, lint)
+        assert all(each.code in CODES and each.line >= 1 for each in found), damaged
+        run(better, PATH)
 
 
 def test_there_are_a_thousand():
