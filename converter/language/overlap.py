@@ -17,7 +17,7 @@ from converter.language.names import Bindings, Hole, Lookup, Template, TemplateE
 from converter.language.rules import Rule
 
 MAX_VISITS = 4  # of a state, by different names
-MAX_STATES = 20_000
+MAX_STATES = 50_000  # of all pairs together; what is left unseen, the plan finds
 MAX_TRIED = 64  # names that both templates may take
 
 DIGIT, WORD, ANY = "digit", "word", "any"  # what one character may be, besides itself
@@ -39,6 +39,7 @@ def overlaps(rules: Sequence[Rule]) -> list[Diagnostic]:
     """An error for each pair of rules that can take one source, or make one target."""
     found: list[Diagnostic] = []
     told: set[tuple[int, int]] = set()
+    budget = itertools.repeat(None, MAX_STATES)
     for side in ("sources", "targets"):
         claims = [
             _Claim(rule, template, index)
@@ -48,7 +49,7 @@ def overlaps(rules: Sequence[Rule]) -> list[Diagnostic]:
         for one, other in _candidates(claims):
             pair = (one.number, other.number)
             if pair not in told:
-                name = _witness(one, other, side)
+                name = _witness(one, other, side, budget)
                 if name is not None:
                     told.add(pair)
                     found.append(_diagnostic(one, other, side, name))
@@ -85,17 +86,20 @@ def _candidates(claims: Sequence[_Claim]) -> Iterator[tuple[_Claim, _Claim]]:
 
 
 def _compatible(one: Template, other: Template) -> bool:
-    """May both match a name, by the literal text at either end?"""
+    """May both match a name, by the literal text at either end and by literal segments?"""
     a, b = one.prefix, other.prefix
     if not (a.startswith(b) or b.startswith(a)):
         return False
     a, b = one.suffix, other.suffix
-    return a.endswith(b) or b.endswith(a)
+    if not (a.endswith(b) or b.endswith(a)):
+        return False
+    anchors = dict(other.anchors)
+    return all(anchors.get(position, text) == text for position, text in one.anchors)
 
 
-def _witness(one: _Claim, other: _Claim, side: str) -> str | None:
+def _witness(one: _Claim, other: _Claim, side: str, budget: Iterator[None]) -> str | None:
     """A name that both rules take, or make."""
-    for name in _names(one.template, other.template):
+    for name in _names(one.template, other.template, budget):
         if _claims(one, name, side) and _claims(other, name, side):
             return name
     return None
@@ -121,19 +125,22 @@ def _has_source(rule: Rule, bindings: Bindings) -> bool:
     return True
 
 
-def _names(one: Template, other: Template) -> Iterator[str]:
+def _names(one: Template, other: Template, budget: Iterator[None]) -> Iterator[str]:
     """Names that both templates may match, the shortest first."""
     for literal, template in ((one, other), (other, one)):
         if not literal.variables:
             yield from [literal.prefix] * template(literal.prefix)
             return
-    yield from itertools.islice(_common_names(_Machine(one), _Machine(other)), MAX_TRIED)
+    found = _common_names(_Machine(one), _Machine(other), budget)
+    yield from itertools.islice(found, MAX_TRIED)
 
 
-def _common_names(left: _Machine, right: _Machine) -> Iterator[str]:
+def _common_names(left: _Machine, right: _Machine, budget: Iterator[None]) -> Iterator[str]:
     queue: deque[tuple[State, State, str]] = deque([(left.start, right.start, "")])
     visits: dict[tuple[State, State], int] = defaultdict(int)
-    while queue and len(visits) < MAX_STATES:
+    for _ in budget:
+        if not queue:
+            break
         a, b, name = queue.popleft()
         if left.ends(a) and right.ends(b):
             yield name

@@ -83,7 +83,7 @@ class Slice(UnaryOp, AxisOp):
     """Keep the range [`start`, `stop`) along an axis; a negative `stop` counts from the end.
 
     What is cut off is lost, unless `pad` says that it is this constant everywhere: then the way
-    back is to put it there again.
+    back is to put it there again, and reading checks that it is so.
     """
 
     name: ClassVar[str] = "slice"
@@ -127,7 +127,12 @@ class Slice(UnaryOp, AxisOp):
                 expected=f"0 <= start <= stop <= {size}",
                 found=f"[{start}, {stop}) of {join(view.shape)}",
             )
-        return view.take(axis, start, stop)
+        kept = view.take(axis, start, stop)
+        cut = [view.take(axis, 0, start), view.take(axis, stop, size)]
+        if self.pad is None or not any(part.size for part in cut):
+            return kept
+        fill = scalar(self, self.pad, view.dtype)
+        return View.over(_Guarded(kept, [part for part in cut if part.size], fill), kept.shape)
 
     def inverse(self) -> Pad:
         if self._after is None:
@@ -176,6 +181,28 @@ class Pad(UnaryOp, AxisOp):
                 f"pad does not know the size '{self.after}'", hint="`sizes:` or --size"
             )
         return Slice(axis=self.axis, start=self.before, stop=-self.after or None, pad=self.value)
+
+
+class _Guarded:
+    """The elements that a slice keeps; reading fails when those cut off are not the constant."""
+
+    def __init__(self, kept: View, cut: list[View], fill: Array) -> None:
+        self.kept, self.cut, self.fill = kept, cut, fill
+        self.dtype, self.size = kept.dtype, kept.size
+        self.checked = False
+
+    def read(self, start: int, out: Array) -> None:
+        if not self.checked:
+            for part in self.cut:
+                values = part.numpy()
+                both_nan = (values != values) & (self.fill != self.fill)  # noqa: PLR0124
+                if not np.all((values == self.fill) | both_nan):
+                    raise OpError(
+                        f"slice: what is cut off is not {self.fill} everywhere",
+                        hint="without `pad` it is cut off all the same: `lossy: true`",
+                    )
+            self.checked = True
+        self.kept.read(start, out)
 
 
 def counted(op: Op, value: int | str) -> int:

@@ -170,7 +170,7 @@ EXAMPLES = [
     ),
     Example(
         "slice",
-        {"axis": 1, "start": 1, "stop": 3, "pad": 0},
+        {"axis": 1, "start": 1, "stop": 3},
         [(2, 4)],
         lambda a: a[:, 1:3],
         irreversible="slice keeps a part and loses the rest",
@@ -908,6 +908,17 @@ def test_pad_and_slice_undo_each_other(array, before, after, data):
     assert back is not None
     assert back.exactness == "exact"
     assert check(back, [expected], [array], 1) == pad
+
+
+def test_nothing_but_the_constant_is_cut_off_by_the_way_back_of_pad():
+    back = OPS["pad"].model_validate({"axis": 0, "before": 1, "value": 2}).inverse()
+    (found,) = back.apply([View.of(np.array([2.0, 3]))], 1)
+    assert found.numpy().tolist() == [3]
+    nan = OPS["slice"].model_validate({"axis": 0, "start": 1, "pad": math.nan})
+    assert nan.apply([View.of(np.array([np.nan, 3]))], 1)[0].numpy().tolist() == [3]
+    (found,) = back.apply([View.of(np.array([2.5, 3]))], 1)
+    with pytest.raises(OpError, match=r"what is cut off is not 2\.0 everywhere"):
+        found.numpy()
 
 
 def test_sizes_of_pads_and_slices_are_bound_by_name():
