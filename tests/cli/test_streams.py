@@ -124,7 +124,7 @@ def test_json_of_a_plan_with_errors(converter):
     assert result.code == 1
     assert {problem["code"] for problem in problems} == {"PLN201", "PLN202", "PLN220"}
     keys = {"file", "code", "severity", "message", "line", "column", "end_column"}
-    facts = {"expected", "found", "hint", "tensor"}
+    facts = {"expected", "found", "hint", "tensor", "fix"}
     assert all(problem.keys() == keys | facts for problem in problems)
 
 
