@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -42,8 +42,7 @@ class _Nothing:
         raise AssertionError("a plan never reads values")
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """What makes one target: its sources, and the rule whose ops turn them into it.
 
     `piece` is which of the rule's results it is; `doubts` is what no shape can confirm.
@@ -222,14 +221,14 @@ class _Index(Generic[Claim]):
                 self.anchored[min(anchors, key=lambda anchor: often[anchor])].append(item)
             else:
                 self.others.append(item)
+        self.positions = sorted({position for position, _ in self.anchored})
 
-    def __call__(self, name: str) -> list[Claim]:
-        """The items whose pattern may fit the name."""
-        segments = split(name)
+    def __call__(self, segments: Sequence[str]) -> list[Claim]:
+        """The items whose pattern may fit the name of these segments."""
         found = list(self.others)
-        for position, segment in enumerate(segments):
-            found += self.anchored.get((position, segment), ())
-            found += self.anchored.get((position - len(segments), segment), ())
+        for position in self.positions:
+            if -len(segments) <= position < len(segments):
+                found += self.anchored.get((position, segments[position]), ())
         return found
 
 
@@ -246,13 +245,7 @@ class _Planner:
     def plan(self, metadata: Mapping[str, str]) -> Plan:
         self.check_contract(metadata)
         groups: dict[int, dict[tuple[Any, ...], _Group]] = defaultdict(dict)
-        rules = _Index(
-            ((index, nth), template)
-            for index, rule in enumerate(self.rules.rules)
-            for nth, template in enumerate(rule.sources)
-        )
-        drops = _Index((drop, drop.matches) for drop in self.rules.drops)
-        unmatched = [n for n in self.specs if not self.claim(n, rules(n), drops(n), groups)]
+        unmatched = self.claim_all(groups)
         for index, rule in enumerate(self.rules.rules):
             if index not in groups and not rule.optional and self.rules.only is None:
                 self.rule_unused(rule)
@@ -274,6 +267,21 @@ class _Planner:
             tuple(self.left),
             tuple(self.problems),
         )
+
+    def claim_all(self, groups: dict[int, dict[tuple[Any, ...], _Group]]) -> list[str]:
+        """Give every source name to its rule or drop; the names that nothing takes."""
+        rules = _Index(
+            ((index, nth), template)
+            for index, rule in enumerate(self.rules.rules)
+            for nth, template in enumerate(rule.sources)
+        )
+        drops = _Index((drop, drop.matches) for drop in self.rules.drops)
+        unmatched = []
+        for name in self.specs:
+            segments = split(name)
+            if not self.claim(name, rules(segments), drops(segments), groups):
+                unmatched.append(name)
+        return unmatched
 
     def claim(
         self,
