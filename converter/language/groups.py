@@ -1,6 +1,6 @@
 """Named groups of tensors that are no weights: what training leaves in a checkpoint.
 
-Names from field.md's survey: TF1 Saver slots, Estimator counters, moving averages.
+Names as TensorFlow's Saver, Estimators and BERT's optimizer write them.
 """
 
 from __future__ import annotations
