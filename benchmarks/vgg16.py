@@ -130,6 +130,8 @@ def bench(folder: Path, options: argparse.Namespace) -> list[dict[str, object]]:
     start = Case("converter --help", [*CONVERTER, "--help"], seconds_at_most=0.3)
     cases = [start, *ours(folder, paths), *peers(folder, paths, options.frameworks)]
     cases = [case for case in cases if options.only in case.name]
+    if not cases:
+        raise SystemExit(f"no case is called like '{options.only}'")
     measured(copy, cases, options.repetitions)
     return [case.facts(copy.median) for case in (copy, *cases)]
 
