@@ -1,0 +1,161 @@
+"""Every shipped conversion against the headers of both real models, and there and back by value.
+
+What the values should be is the business of each row's `proof`; here is what holds for all: the
+plan is clean, names cover both sides completely, and the way back returns every bit.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from converter.language import shipped_names
+from converter.layout import View
+from converter.plan import Plan, Port, port
+from converter.tensors import Checkpoint, LazyTensors, TensorSpec
+from tests import manifests
+from tests.conversions import Conversion, conversions
+
+ROOT = Path(__file__).resolve().parents[1]
+ROWS = conversions()
+QUICK = 1 << 22  # elements that the normal suite moves for a row
+
+
+@pytest.fixture(params=ROWS, ids=str)
+def row(request) -> Conversion:
+    return request.param
+
+
+@pytest.fixture
+def mapping(row) -> Port:
+    return port(row.mapping, sizes=row.sizes)
+
+
+@pytest.fixture
+def source(row) -> Mapping[str, TensorSpec]:
+    return manifests.load(row.source)
+
+
+@pytest.fixture
+def target(row) -> Mapping[str, TensorSpec]:
+    return manifests.load(row.target)
+
+
+def without(specs: Mapping[str, TensorSpec], patterns: tuple[str, ...]) -> dict[str, TensorSpec]:
+    return {n: s for n, s in specs.items() if not any(fnmatchcase(n, p) for p in patterns)}
+
+
+def test_the_plan_is_clean_and_makes_the_whole_target(row, mapping, source, target):
+    plan = mapping.plan(source)
+    assert plan.problems == ()
+    assert plan.left == ()
+    assert plan.specs == without(target, row.stays)
+    assert all(plan.dropped.values())  # each for a reason
+
+
+def test_the_way_back_makes_the_whole_source(row, mapping, source, target):
+    if row.one_way:
+        with pytest.raises(Exception, match="no way back"):
+            mapping.inverse()
+        return
+    plan = mapping.inverse().plan(without(target, row.stays))
+    assert plan.problems == ()
+    assert plan.left == ()
+    dropped = mapping.plan(source).dropped
+    assert plan.specs == {n: spec for n, spec in source.items() if n not in dropped}
+    assert plan.dropped.keys() <= {step.target for step in mapping.plan(source).made}
+
+
+def coded(name: str, spec: TensorSpec, *, numbers: bool) -> NDArray[Any]:
+    """A tensor that differs in every place and from others; `numbers` where they are computed."""
+    seed = zlib.crc32(name.encode())
+    if numbers:
+        return np.random.default_rng(seed).uniform(0.5, 2, spec.shape).astype(spec.dtype)
+    codes = np.arange(seed, seed + spec.size, dtype=np.uint64)
+    return codes.astype(f"u{spec.dtype.itemsize}").view(spec.dtype).reshape(spec.shape)
+
+
+def samples(plan: Plan) -> Iterator[tuple[str, ...]]:
+    """The sources of one step for each rule and shape; what goes with them by another is added."""
+    seen = set()
+    for step in plan.steps:
+        key = (id(step.rule), *(plan.sources[name] for name in step.sources))
+        if key not in seen and step.sources:
+            seen.add(key)
+            yield step.sources
+
+
+def returns(mapping: Port, specs: Mapping[str, TensorSpec], most: float) -> int:
+    """Compare what comes back with what went, for tensors of `most` elements at most in all."""
+    plan = mapping.plan(specs)
+    inexact = {n for step in plan.steps if step.exactness != "exact" for n in step.sources}
+    chosen = dict.fromkeys(name for names in samples(plan) for name in names)
+    if most == np.inf:
+        chosen = dict.fromkeys(name for step in plan.steps for name in step.sources)
+
+    def value(name: str) -> NDArray[Any]:
+        return coded(name, specs[name], numbers=name in inexact)
+
+    before = Checkpoint(LazyTensors(specs, lambda name: View.of(value(name))))
+    after = mapping.inverse()(mapping(before))
+    compared = 0
+    for name in sorted(chosen, key=lambda name: specs[name].size):
+        most -= specs[name].size
+        if most < 0:
+            break
+        compared += 1
+        found, expected = after[name].numpy(), value(name)
+        if name in inexact:
+            np.testing.assert_allclose(found, expected, rtol=1e-6)
+        else:
+            assert found.dtype == expected.dtype
+            assert found.tobytes() == expected.tobytes(), name
+    return compared
+
+
+def test_there_and_back_every_bit_is_where_it_was(row, mapping, source):
+    """One tensor for each rule and shape, the smaller ones; `slow` takes all of them."""
+    if not row.one_way:
+        assert returns(mapping, source, QUICK)
+
+
+@pytest.mark.slow
+def test_there_and_back_at_full_size(row, mapping, source):
+    if not row.one_way:
+        assert returns(mapping, source, np.inf)
+
+
+# What holds for the table.
+
+
+def test_every_shipped_mapping_has_a_conversion():
+    """Blocks of layers have tests of their own, in `test_blocks`."""
+    whole = {name for name in shipped_names() if not name.startswith("layers/")}
+    assert {row.mapping for row in ROWS} == whole
+
+
+def test_conversions_differ():
+    assert len({str(row) for row in ROWS}) == len(ROWS)
+
+
+def test_manifests_are_made_and_used():
+    known = {name for module in manifests.modules() for name in module.MODELS}
+    files = {file.stem for file in manifests.FOLDER.glob("*.json")}
+    assert files == known
+    assert files == {name for row in ROWS for name in (row.source, row.target)}
+
+
+@pytest.mark.parametrize("proof", sorted({row.proof for row in ROWS}))
+def test_a_proof_is_a_test(proof):
+    file, _, name = proof.partition("::")
+    assert re.search(
+        rf"^def {re.escape(name)}\(", (ROOT / file).read_text("utf-8"), re.MULTILINE
+    ), proof
