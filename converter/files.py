@@ -138,6 +138,8 @@ class File:
         view = _bytes_of(buffer).data
         try:
             done = _read_all(self._fd, view, offset)
+            if 0 < done == len(view):  # what was read is from before any change
+                self.check_unchanged()
         except OSError as error:
             reason = error.strerror if self._fd >= 0 else "the checkpoint is closed"
             raise SourceError(f"reading failed: {reason}", path=self.path, offset=offset) from error
@@ -163,15 +165,25 @@ class File:
 
     def check_unchanged(self) -> None:
         """Raise `SourceError` when the file was written to or cut since it was opened."""
-        now = os.fstat(self._fd)
-        if (now.st_size, now.st_mtime_ns) != (self._stat.st_size, self._stat.st_mtime_ns):
-            raise SourceError("the file changed while it was read", path=self.path)
+        now, then = os.fstat(self._fd), self._stat
+        if (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
+            raise SourceError(
+                "the file changed while it was read",
+                path=self.path,
+                expected=f"{then.st_size} bytes, last written {_moment(then)}",
+                found=f"{now.st_size} bytes, last written {_moment(now)}",
+                hint="wait until nobody writes to it, and start again",
+            )
 
     def close(self) -> None:
         """Close the descriptor; harmless when repeated."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             system.close(fd)
+
+
+def _moment(facts: os.stat_result) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(facts.st_mtime))
 
 
 def _read_all(fd: int, view: memoryview, offset: int) -> int:
