@@ -8,7 +8,6 @@ imported in this process.  Run as a module, this file is that child:
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 import sys
@@ -19,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from converter.compare import Difference
+from converter.digests import of_tensor
 from converter.errors import SourceError, UnsupportedError
 from converter.layout import Array, View
-from converter.tensors import STRING, Checkpoint, Tensor, dtype_name
+from converter.tensors import Checkpoint, Tensor, dtype_name
 
-PIECE = 16 << 20  # bytes read at a time
 EXTRAS = {"torch": "torch", "tensorflow": "tensorflow", "safetensors": "safetensors"}
 
 Witness = dict[str, dict[str, Any]]  # name → dtype, shape, digest
@@ -59,27 +58,10 @@ def _compare(checkpoint: Checkpoint, witness: Witness, framework: str) -> Iterat
             yield Difference(shown, "shape", tensor.spec)
         elif found["dtype"] != dtype_name(tensor.spec.dtype):
             yield Difference(shown, "dtype", tensor.spec)
-        elif found["digest"] != digest(tensor):
+        elif found["digest"] != of_tensor(tensor):
             yield Difference(shown, "values", tensor.spec, tensor.spec, tensor.spec.size)
     for name in witness.keys() - checkpoint.keys():
         yield Difference(f"{name} (as {framework} reads it)", "extra")
-
-
-def digest(tensor: Tensor) -> str:
-    """A digest of a tensor's values in C order; of strings, with their lengths."""
-    total = hashlib.blake2b(digest_size=16)
-    view = tensor.view
-    if view.dtype == STRING:
-        for text in tensor.numpy().reshape(-1):
-            total.update(len(text).to_bytes(8, "little") + text)
-        return total.hexdigest()
-    step = view.chunk(PIECE)
-    buffer = np.empty(min(step, view.size), view.dtype)
-    for start in range(0, view.size, step):
-        piece = buffer[: min(step, view.size - start)]
-        view.read(start, piece)
-        total.update(piece.view(np.uint8).data)
-    return total.hexdigest()
 
 
 # The child.
@@ -90,7 +72,7 @@ def _described(arrays: Iterator[tuple[str, Array, str]]) -> Witness:
         name: {
             "dtype": dtype,
             "shape": list(array.shape),
-            "digest": digest(Tensor(View.of(array))),
+            "digest": of_tensor(Tensor(View.of(array))),
         }
         for name, array, dtype in arrays
     }

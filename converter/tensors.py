@@ -141,8 +141,8 @@ class Checkpoint(Mapping[str, Tensor]):
 
     `ties` are groups of names that share one storage.  `unsupported` lists entries of the file
     that are not tensors this package can read, each with the reason: they are never dropped in
-    silence.  `aliases` are other names of tensors, where the file has them.  Usable as a context
-    manager; closing it closes its files.
+    silence.  `aliases` are other names of tensors, where the file has them.  `files` are all files
+    that it was opened from.  Usable as a context manager; closing it closes its files.
     """
 
     tensors: Mapping[str, Tensor]
@@ -152,6 +152,7 @@ class Checkpoint(Mapping[str, Tensor]):
     ties: tuple[tuple[str, ...], ...] = ()
     unsupported: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
     on_close: Callable[[], None] | None = None
 
     def __getitem__(self, name: str) -> Tensor:

@@ -27,12 +27,14 @@ ARROWS = {
     "ops": {"errors", "layout", "tensors"},
     "language": {"errors", "layout", "ops", "tensors"},
     "plan": {"errors", "language", "layout", "tensors"},
+    "digests": {"files", "tensors"},
+    "report": {"digests", "errors", "files", "formats", "language", "plan", "tensors"},
     "engine": {"errors", "files", "formats", "layout", "tensors"},
     "compare": {"errors", "layout", "tensors"},
     "symmetry": {"compare", "layout", "tensors"},
     "roundtrip": {"compare", "errors", "language", "ops", "plan", "tensors"},
     "inference": {"compare", "errors", "language", "layout", "ops", "plan", "symmetry", "tensors"},
-    "oracles": {"compare", "errors", "formats", "layout", "tensors"},
+    "oracles": {"compare", "digests", "errors", "formats", "layout", "tensors"},
     "__main__": {"cli"},
 }
 FRAMEWORKS = {

@@ -3,7 +3,8 @@
 A format module offers
 
 * `recognise(probe) -> bool`: is this path (by content) one of mine?
-* `open(path) -> Checkpoint`: from its headers; values are read later.
+* `open(path) -> Checkpoint`: from its headers; values are read later.  `Checkpoint.files` are to be
+  told where they are more than the path.
 * `NAMES` (where tensors have several names): what `open(path, names=...)` takes, the default first.
 * `problem(name, spec) -> str`: why this tensor cannot be held, "" when it can (formats that write).
 * `create(path, specs, *, metadata, ties, overwrite) -> Sink` (formats that write).
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -266,6 +268,8 @@ def open_checkpoint(path: str | Path, *, select: str = "", names: str = "") -> C
             expected=", ".join(known) or f"none: in {row.title} a tensor has one name",
         )
     checkpoint = cast("Checkpoint", module.open(place, **options))
+    if not checkpoint.files:
+        checkpoint = replace(checkpoint, files=(place,))
     if not select:
         return checkpoint
     try:

@@ -92,6 +92,7 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the name every format has
             format="dcp",
             path=path,
             unsupported=unsupported,
+            files=(index, *(file.path for file in folder.files.values())),
             on_close=stack.pop_all().close,
         )
 
@@ -102,7 +103,7 @@ class _Folder:
     def __init__(self, index: Path, stack: ExitStack) -> None:
         self._index = index
         self._stack = stack
-        self._files: dict[str, File] = {}
+        self.files: dict[str, File] = {}
         self._described = 0  # bytes of all tensors
         metadata = _fields(_unpickled(index), "Metadata")
         self.entries: dict[str, Any] = _dictionary(metadata.get("state_dict_metadata"))
@@ -163,13 +164,13 @@ class _Folder:
         return Part(box, View.over(storage, sizes))
 
     def _file(self, name: Any) -> File:
-        known = self._files.get(name) if isinstance(name, str) else None
+        known = self.files.get(name) if isinstance(name, str) else None
         if known is None:
-            if len(self._files) >= MAX_FILES:
+            if len(self.files) >= MAX_FILES:
                 raise LimitError("too many files", expected=f"<= {MAX_FILES}")
             known = File(_beside(self._index, name))
             self._stack.callback(known.close)
-            self._files[name] = known
+            self.files[name] = known
         return known
 
     def _account(self, nbytes: int) -> None:

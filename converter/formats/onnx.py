@@ -154,8 +154,10 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the contract of a format
             model.read()
             model.found.check(file.size + sum(other.size for other in model.files.values()))
         ties = tuple(tuple(names) for names in model.places.values() if len(names) > 1)
+        facts = {"metadata": model.metadata, "ties": ties}
+        behind = (path, *(other.path for other in model.files.values()))
         close = stack.pop_all().close
-        return model.found.checkpoint("onnx", path, close, metadata=model.metadata, ties=ties)
+        return model.found.checkpoint("onnx", path, close, files=behind, **facts)
 
 
 class _Graph(NamedTuple):

@@ -80,7 +80,8 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the contract of a format
             with context(tensor=shown(key)):
                 found.add(key, store.view(key, driver))
         found.check(stored)
-        return found.checkpoint("orbax", path, store.close)
+        behind = sorted(place for place in folder.rglob("*") if place.is_file())
+        return found.checkpoint("orbax", path, store.close, files=tuple(behind))
 
 
 def _stored(folder: Path) -> int:

@@ -97,6 +97,7 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the name every format has
             metadata=_metadata(metadata, shards.values()),
             ties=tuple(group for shard in shards.values() for group in shard.ties),
             unsupported={n: r for shard in shards.values() for n, r in shard.unsupported.items()},
+            files=(index, *map(index.with_name, names)),
             on_close=stack.pop_all().close,
         )
 

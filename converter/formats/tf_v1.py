@@ -140,7 +140,9 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the contract of a format
     except BaseException:
         close()
         raise
-    return Checkpoint(tensors, "tf-v1", paths[0], unsupported=unsupported, on_close=close)
+    return Checkpoint(
+        tensors, "tf-v1", paths[0], unsupported=unsupported, files=paths, on_close=close
+    )
 
 
 # ── the list of tensors ──────────────────────────────────────────────────────────────────────────

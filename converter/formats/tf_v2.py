@@ -134,6 +134,7 @@ def _open(path: Path) -> tuple[Checkpoint, Objects | None]:
         metadata,
         unsupported=unsupported,
         aliases=_tf_objects.Aliases(objects) if objects else {},
+        files=(index, *bundle.data()),
         on_close=bundle.close,
     )
     return checkpoint, objects
@@ -316,6 +317,12 @@ class _Bundle:
     def close(self) -> None:
         for file in self._files.values():
             file.close()
+
+    def data(self) -> list[Path]:
+        """The data files that entries lie in, as far as they are there."""
+        used = sorted({entry.shard for entry in self.entries.values() if entry.size})
+        paths = (self.index.with_suffix(_data_suffix(shard, self.shards)) for shard in used)
+        return [path for path in paths if path.is_file()]
 
     def named(self, unsupported: dict[str, str]) -> Iterator[tuple[str, _Entry]]:
         """Every tensor's name and entry; the others go to `unsupported`, with the reason."""

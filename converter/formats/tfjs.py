@@ -88,7 +88,9 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the contract of a format
             stored += shards.nbytes
             _Group(shards, found).read(_list(group, "weights"))
         found.check(stored)
-        return found.checkpoint("tfjs", path, stack.pop_all().close, metadata=metadata)
+        behind = (path, *(file.path for file in files.values()))
+        close = stack.pop_all().close
+        return found.checkpoint("tfjs", path, close, metadata=metadata, files=behind)
 
 
 # ── the manifest ─────────────────────────────────────────────────────────────────────────────────

@@ -33,6 +33,7 @@ class Chain:
     def __init__(self, path: Path | None) -> None:
         self.files = [path.resolve()] if path else []
         self.count = 0
+        self.texts: dict[Path, str] = {}  # of all files that were read
         self.known: dict[object, tuple[Rules, tuple[Diagnostic, ...]]] = {}
 
     def find(self, name: str) -> Path:

@@ -140,6 +140,7 @@ class _Compiler:
 
     def compile(self, sizes: Mapping[str, int]) -> Rules:
         """The rules, as far as they can be read."""
+        self.chain.texts.setdefault(self.path or P(), self.document.text)
         model = self.model()
         if model is None:
             return Rules(())
@@ -167,6 +168,7 @@ class _Compiler:
             | model.source.contract,
             {k: v for part in parts for k, v in part.target_contract.items()}
             | model.target.contract,
+            texts=self.chain.texts,
         )
 
     def check_sizes(self, sizes: Mapping[str, int], declared: Mapping[str, int | None]) -> None:

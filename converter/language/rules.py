@@ -229,6 +229,7 @@ class Rules:
     target_within: str = ""
     only: Callable[[str], bool] | None = None
     undone: Rules | None = None  # what this is the inverse of
+    texts: Mapping[Path, str] = field(default_factory=dict)  # of the file, then of its includes
 
     def inverse(self) -> Rules:
         """The way back; `MappingError` with every rule that has none, and why."""

@@ -66,8 +66,9 @@ class YamlError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """The data, and the span of the value (and of the key) at each path into it."""
+    """The text, its data, and the span of the value (and of the key) at each path into it."""
 
+    text: str
     data: Any
     spans: dict[Path, Span]
     keys: dict[Path, Span]
@@ -91,7 +92,7 @@ def load(text: str) -> Document:
         raise YamlError(f"larger than {MAX_BYTES} bytes", Span(1, 1, 1))
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        return _Builder(_checked(yaml.parse(text, Loader=loader))).document()
+        return _Builder(_checked(yaml.parse(text, Loader=loader))).document(text)
     except yaml.MarkedYAMLError as error:
         mark, last = _mark(error), _end_of(text)
         place = Span(mark.line + 1, mark.column + 1, mark.column + 2) if mark else Span(1, 1, 1)
@@ -144,12 +145,12 @@ class _Builder:
         self.spans: dict[Path, Span] = {}
         self.keys: dict[Path, Span] = {}
 
-    def document(self) -> Document:
+    def document(self, text: str) -> Document:
         data = None
         for event in self.events:
             if isinstance(event, NodeEvent):
                 data = self.node(event, ())
-        return Document(data, self.spans, self.keys)
+        return Document(text, data, self.spans, self.keys)
 
     def node(self, event: Event, path: Path) -> Any:
         self.spans[path] = _span(event)
