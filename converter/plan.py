@@ -21,7 +21,7 @@ import numpy as np
 from converter.errors import Diagnostic, MappingError, OpError
 from converter.language.load import load
 from converter.language.names import Bindings, Selector, Template, TemplateError, parse, split
-from converter.language.rules import Drop, Make, Rule, Rules
+from converter.language.rules import Drop, Make, Place, Rule, Rules
 from converter.layout import Array, Computed, View
 from converter.tensors import Checkpoint, Tensor, TensorSpec, dtype_of
 
@@ -248,7 +248,7 @@ class _Planner:
         unmatched = self.claim_all(groups)
         for index, rule in enumerate(self.rules.rules):
             if index not in groups and not rule.optional and self.rules.only is None:
-                self.rule_unused(rule)
+                self.unused(rule.place, "rule", *rule.sources)
             for group in groups[index].values():
                 self.apply(rule, group)
         for make in self.rules.makes:
@@ -381,10 +381,11 @@ class _Planner:
             numbers = [value for value in counted if isinstance(value, int)]
             if numbers and numbers != list(range(len(numbers))):
                 gap = next(k for k, value in enumerate(numbers) if k != value)
+                where = "between its first and last" if gap else f"before {numbers[0]}"
                 self.problems.append(
                     rule.place.diagnostic(
                         "PLN205",
-                        f"`{template.text}`: number {gap} is missing between its first and last",
+                        f"`{template.text}`: number {gap} is missing {where}",
                         tensor=names[-1],
                         found=", ".join(map(str, numbers)),
                         hint="numbers gather from 0 without gaps; write {i+1} where names count "
@@ -416,10 +417,12 @@ class _Planner:
             spec = TensorSpec(make.shape or (), dtype)
             self.steps.append(Step(make.target.format({}), spec, (), make))
             return
+        matched = False
         for name, spec in self.specs.items():
             bindings = make.each.match(name)
             if bindings is None:
                 continue
+            matched = True
             shape = spec.shape if make.shape is None else make.shape
             try:
                 target = make.target.format(bindings)
@@ -429,6 +432,12 @@ class _Planner:
                 )
                 continue
             self.steps.append(Step(target, TensorSpec(shape, dtype), (), make))
+        if not (matched or make.optional or self.rules.only or self.takes(make.each)):
+            self.unused(make.place, "constant", make.each)
+
+    def takes(self, template: Template) -> bool:
+        """Is this what a rule takes, so that it is the rule's to say that nothing fits?"""
+        return any(template == each for rule in self.rules.rules for each in rule.sources)
 
     def select(self) -> None:
         """Keep the steps whose target, or a source, is chosen; leave the other sources alone."""
@@ -463,14 +472,14 @@ class _Planner:
                     )
                 )
 
-    def rule_unused(self, rule: Rule) -> None:
-        texts = ", ".join(f"`{template.text}`" for template in rule.sources)
-        near = _did_you_mean(rule.sources[0].text, self.specs)
+    def unused(self, place: Place, what: str, *sources: Template) -> None:
+        texts = ", ".join(f"`{template.text}`" for template in sources)
+        near = _did_you_mean(sources[0].text, self.specs)
         self.problems.append(
-            rule.place.diagnostic(
+            place.diagnostic(
                 "PLN202",
-                f"the rule matches nothing: no tensor is called {texts}",
-                hint=near or "if that is all right, mark the rule `optional: true`",
+                f"the {what} matches nothing: no tensor is called {texts}",
+                hint=near or f"if that is all right, mark the {what} `optional: true`",
             )
         )
 

@@ -78,6 +78,11 @@ PROBLEMS = {
         "a conv1/weights",
         ("PLN202", 4, "", "no tensor is called `conv1/weigths`", "near names: conv1/weights"),
     ),
+    "a constant for nothing": (
+        "  - {source: a, target: b}\nmake: [{target: 'n{i}', each: 'bn{i}'}]",
+        "a bm0",
+        ("PLN202", 4, "", "the constant matches nothing: no tensor is called `bn{i}`", "optional"),
+    ),
     "two rules for one source": (
         "  - {source: 'a{i}', target: 'b{i}'}\n  - {source: a1, target: c}",
         "a0 a1",
@@ -116,7 +121,7 @@ PROBLEMS = {
     "numbers that do not begin": (
         "  - {source: 'e{i}', target: e, ops: [stack: 0]}",
         "e1 e2",
-        ("PLN205", 3, "e2", "`e{i}`: number 0 is missing", "write {i+1}"),
+        ("PLN205", 3, "e2", "`e{i}`: number 0 is missing before 1", "write {i+1}"),
     ),
     "a table without the entry": (
         "  - {source: 'a{i}', target: 'b{t[i]}'}\ntables: {t: {1: x}}",
@@ -289,6 +294,13 @@ def test_what_is_excepted_holds_on_the_way_back():
 
 def test_an_optional_rule_may_match_nothing():
     port = rules("{source: a, target: b}", "{source: c, target: d, optional: true}")
+    assert made(port.plan(specs("a"))) == {"b": ("a",)}
+
+
+def test_an_optional_constant_may_match_nothing():
+    port = mapping(
+        "  - {source: a, target: b}\nmake: [{target: 'n{i}', each: 'bn{i}', optional: true}]"
+    )
     assert made(port.plan(specs("a"))) == {"b": ("a",)}
 
 

@@ -182,7 +182,7 @@ CODES: dict[str, Code] = {
         "a float32 [2, 3]\nstep int64 []\n",
     ),
     "PLN202": Code(
-        "a rule matches nothing",
+        "a rule or a constant matches nothing",
         "A name is misspelt, or the source is another model; `optional: true` allows it.",
         "- {source: a, target: b}\n- {source: aa, target: bb}\n",
         "- {source: a, target: b}\n- {source: aa, target: bb, optional: true}\n",

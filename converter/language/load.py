@@ -582,7 +582,16 @@ class _Compiler:
                 return None
             shape = tuple(int(n) for n in known)
         place = self.place("make", index)
-        return Make(templates[0], model.dtype, shape, model.fill, model.because, each, place)
+        return Make(
+            templates[0],
+            model.dtype,
+            shape,
+            model.fill,
+            model.because,
+            each,
+            place,
+            model.optional,
+        )
 
 
 def _compile(

@@ -125,6 +125,7 @@ class MakeModel(_Model):
     )
     fill: float | int | bool = Field(default=0, description="the value of every element")
     because: str = Field(default="", description="why it is made")
+    optional: bool = Field(default=False, description="that `each` matches nothing is no error")
 
     @field_validator("dtype")
     @classmethod
@@ -135,6 +136,8 @@ class MakeModel(_Model):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.optional and self.each is None:
+            raise ValueError("`optional` goes with `each`")
         constant(self.fill, numeric(self.dtype))
         return self
 

@@ -191,6 +191,7 @@ class Make(NamedTuple):
     because: str
     each: Template | None = None
     place: Place = NOWHERE
+    optional: bool = False
 
     def scoped(self, source: str, target: str) -> Make:
         """The same under a prefix on either side."""
@@ -290,12 +291,13 @@ class Rules:
     ) -> Self:
         """The mapping as it is included at a place; `TemplateError` when names become ambiguous."""
         rules = (rule.within(source, target, place, exclude) for rule in self.rules)
+        makes = (make.within(source, target, place) for make in self.makes)
         return replace(
             self,
             rules=tuple(replace(r, optional=True) if optional else r for r in rules),
             drops=tuple(drop.within(source, place) for drop in self.drops),
             target_drops=tuple(drop.within(target, place) for drop in self.target_drops),
-            makes=tuple(make.within(source, target, place) for make in self.makes),
+            makes=tuple(make._replace(optional=make.optional or optional) for make in makes),
             undone=None,
         )
 
