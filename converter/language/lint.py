@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from converter.errors import Diagnostic, IrreversibleError, MappingError
 from converter.language import yaml
 from converter.language.load import examine, read
+from converter.language.names import words_in_braces
 from converter.language.rules import Place, Rule, Rules
 
 MODELINE = "# yaml-language-server: $schema="
@@ -85,17 +85,17 @@ def _unused(rules: Rules, document: yaml.Document) -> Iterator[Diagnostic]:
     data = document.data
     rows = data.get("rules", ())
     used = _words({key: value for key, value in data.items() if key not in _NO_NEWS})
-    used = used.union(*map(_ops_words, rows))
+    used = used.union(*map(_ops_words, rows), words_in_braces(data))
     for name in data.get("sizes") or {}:
         if name not in used:
             where = _key(rules, document, "sizes", name)
-            yield _remark(where, "MAP131", f"no op names the size '{name}'")
+            yield _remark(where, "MAP131", f"nothing names the size '{name}'")
     for index, rule in enumerate(rows):
         for name in rule.get("sizes") or {}:
             if name not in _ops_words(rule):
                 where = _key(rules, document, "rules", index, "sizes", name)
                 yield _remark(where, "MAP131", f"no op of this rule names the size '{name}'")
-    looked_up = {name for text in _texts(data) for name in re.findall(r"\{(\w+)\[", text)}
+    looked_up = {name for text in yaml.texts(data) for name in re.findall(r"\{(\w+)\[", text)}
     for name in data.get("tables") or {}:
         if name not in looked_up:
             where = _key(rules, document, "tables", name)
@@ -111,18 +111,7 @@ def _ops_words(rule: Mapping[str, Any]) -> set[str]:
 
 
 def _words(data: Any) -> set[str]:
-    return {word for text in _texts(data) for word in re.findall(r"\w+", text)}
-
-
-def _texts(data: Any) -> Iterator[str]:
-    """Every text in plain data, keys too."""
-    if isinstance(data, str):
-        yield data
-    elif isinstance(data, dict):
-        yield from map(str, data)
-        yield from chain.from_iterable(map(_texts, data.values()))
-    elif isinstance(data, list):
-        yield from chain.from_iterable(map(_texts, data))
+    return {word for text in yaml.texts(data) for word in re.findall(r"\w+", text)}
 
 
 def _key(rules: Rules, document: yaml.Document, *path: str | int) -> Place:

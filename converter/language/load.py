@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -124,6 +125,7 @@ class _Compiler:
         self.problems: list[Diagnostic] = []
         self.tables: dict[str, names.Table] = {}
         self.sizes: dict[str, int] = {}
+        self.named: names.Sizes = {}  # as they may stand in names: those without a number, too
         self.refused: set[tuple[str | int, ...]] = set()  # entries that the schema refuses
         self.misspelt: set[tuple[str | int, ...]] = set()  # keys that are there as another word
 
@@ -140,13 +142,13 @@ class _Compiler:
 
     def compile(self, sizes: Mapping[str, int]) -> Rules:
         """The rules, as far as they can be read."""
-        self.chain.texts.setdefault(self.path or P(), self.document.text)
+        self.chain.texts.setdefault(self.path or Path(), self.document.text)
         model = self.model()
         if model is None:
             return Rules(())
         self.check_sizes(sizes, model.sizes)
-        given = {name: size for name, size in model.sizes.items() if size is not None}
-        self.sizes = {**given, **sizes}
+        self.named = {**model.sizes, **sizes}
+        self.sizes = {name: size for name, size in self.named.items() if size is not None}
         self.read_tables(model.tables)
         rules = [self.rule(*entry) for entry in self.sound("rules", model.rules)]
         drops = [self.drops(*entry) for entry in self.sound("drop", model.drop)]
@@ -172,14 +174,19 @@ class _Compiler:
         )
 
     def check_sizes(self, sizes: Mapping[str, int], declared: Mapping[str, int | None]) -> None:
-        """Sizes from outside must be sizes, and of this mapping."""
+        """Sizes from outside must be of this mapping; only in names may they be 0."""
+        in_names = names.words_in_braces(self.document.data)
         for name, size in sorted(sizes.items()):
             known = ", ".join(sorted(declared)) or "none"
             where = self.place("sizes", name)
             if name not in declared:
                 self.problem("MAP107", f"there is no size '{name}'", where, expected=known)
-            elif size < 1:
+            elif size < 1 and name not in in_names:
                 self.problem("MAP107", f"size '{name}' is {size}, and no axis is", where)
+        for name, number in declared.items():
+            if number == 0 and name not in in_names:
+                text = "Input should be greater than or equal to 1, as axes are"
+                self.problem("MAP002", text, self.place("sizes", name))
 
     def include(self, index: int, model: IncludeModel) -> Rules:
         """The rules of another mapping under names of this one; none after noting what is wrong."""
@@ -187,7 +194,9 @@ class _Compiler:
         exclude = self.selectors(model.exclude, "include", index, "except")
         try:
             rules = self.included(index, model)
-            source, target = names.parse_scopes([model.source, model.target], self.tables)
+            source, target = names.parse_scopes(
+                [model.source, model.target], self.tables, self.named
+            )
             self.check_scopes(rules, source, target, index)
             return rules.included(source, target, place, exclude, optional=model.optional)
         except IncludeError as error:
@@ -305,19 +314,21 @@ class _Compiler:
     def read_tables(self, tables: Mapping[str, Mapping[str, str | int]]) -> None:
         """Check that each table is a bijection with keys of one width."""
         for name, entries in tables.items():
-            seen: dict[str, str] = {}
+            seen: dict[tuple[str, ...], str] = {}
             table: dict[tuple[str, ...], str] = {}
+            sized = self.sized(name)
             for key, value in entries.items():
                 place = self.place("tables", name, key)
-                if str(value) in seen:
+                parts = tuple(part.strip() for part in key.split(","))
+                once = (str(value), *(part for k, part in enumerate(parts) if k in sized))
+                if once in seen:
                     self.problem(
                         "MAP105",
-                        f"table '{name}' has {value!r} twice, for {seen[str(value)]} and {key}: "
+                        f"table '{name}' has {value!r} twice, for {seen[once]} and {key}: "
                         "it cannot be read backward",
                         place,
                     )
-                seen[str(value)] = key
-                parts = tuple(part.strip() for part in key.split(","))
+                seen[once] = key
                 if table and len(parts) != len(next(iter(table))):
                     self.problem("MAP105", f"table '{name}': keys differ in length", place)
                     continue
@@ -330,12 +341,23 @@ class _Compiler:
             else:
                 self.problem("MAP105", f"table '{name}' is empty", self.place("tables", name))
 
+    def sized(self, table: str) -> set[int]:
+        """Which parts of a table's keys are sizes, wherever it is looked up."""
+        lookups = (
+            [key.strip() for key in keys.split(",")]
+            for text in yaml.texts(self.document.data)
+            for name, keys in re.findall(r"\{(\w+)\[([^\[\]]*)\]\}", text)
+            if name == table
+        )
+        places = [{k for k, key in enumerate(keys) if key in self.named} for keys in lookups]
+        return set.intersection(*places) if places else set()
+
     def templates(
         self, texts: list[str], place: Callable[[int, int], Place]
     ) -> list[names.Template] | None:
         """Parse the templates of one rule; None after noting what is wrong."""
         try:
-            return names.parse(texts, self.tables)
+            return names.parse(texts, self.tables, self.named)
         except names.TemplateError as error:
             where = place(getattr(error, "template", 0), error.offset)
             self.problem("MAP101", str(error), where, hint=error.hint)
@@ -346,7 +368,7 @@ class _Compiler:
         found = []
         for index, text in enumerate(texts):
             try:
-                found.append(names.parse_selector(text))
+                found.append(names.parse_selector(text, self.named))
             except names.TemplateError as error:
                 place = self.place(*path, index, offset=error.offset)
                 self.problem("MAP101", str(error), place, hint=error.hint)
@@ -391,7 +413,8 @@ class _Compiler:
 
     def rule_ops(self, index: int, model: RuleModel) -> list[tuple[Op, Place]] | None:
         """The ops of a rule and their places, those of branches first and last; None if wrong."""
-        sizes = {**self.sizes, **model.sizes}
+        axes = {name: size for name, size in self.sizes.items() if size}  # 0 is for names only
+        sizes = {**axes, **model.sizes}
         own = ("rules", index, "ops")
         found = [
             *self.branch_ops(index, model, "source", sizes),
@@ -548,7 +571,7 @@ class _Compiler:
         side = "source" if model.source is not None else "target"
         text = model.source if model.source is not None else model.target
         try:
-            drop = Drop(names.parse_selector(text or ""), model.because, place)
+            drop = Drop(names.parse_selector(text or "", self.named), model.because, place)
         except names.TemplateError as error:
             where = self.place("drop", index, side, offset=error.offset)
             self.problem("MAP101", str(error), where, hint=error.hint)

@@ -18,6 +18,7 @@ from converter.ops import OPS
 from converter.ops.values import constant, numeric
 
 Size = Annotated[int, Field(ge=1)]
+Number = Annotated[int, Field(ge=0)]  # a size that may stand in names, too: no axis is of size 0
 Contract = dict[str, str | int | float | bool | list[str | int | float]]
 
 
@@ -84,7 +85,7 @@ class IncludeModel(_Model):
     mapping: str = Field(description="a shipped name, or a path beside this file: `./block.yaml`")
     source: str = Field(default="", description="stands before its source names, or around `{}`")
     target: str = Field(default="", description="stands before its target names, or around `{}`")
-    sizes: dict[str, Size | str] = Field(
+    sizes: dict[str, Number | str] = Field(
         default_factory=dict, description="its sizes: numbers, or names of this mapping's"
     )
     exclude: list[str] = Field(
@@ -197,7 +198,7 @@ class MappingModel(_Model):
     about: str = Field(default="", description="one sentence for people who choose")
     source: Side = Field(default_factory=Side)
     target: Side = Field(default_factory=Side)
-    sizes: dict[str, Size | None] = Field(
+    sizes: dict[str, Number | None] = Field(
         default_factory=dict,
         description="set from outside by --size, or by an include; without a number: not known yet",
     )

@@ -7,6 +7,7 @@
     {rest:path}                     anything
     {p:gamma|beta}                  one of these; `{p:weight|bias}` on the other side pairs with it
     {feature[b,k]}                  the table `feature`, looked up by b and k, and backward
+    {depth}, {depth+1}              the number of the mapping's size `depth`, if it has one
 
 Templates are not regular expressions, so they invert; and a template that could match one name in
 two ways is refused when it is read, so no order or greed ever decides.
@@ -20,13 +21,18 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, NamedTuple
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+from converter.language.yaml import texts as texts_in
 
 Kind = Literal["int", "word", "path", "choice"]
 Value = int | str
 Bindings = dict[str, Value]
+Sizes = Mapping[str, int | None]  # of the mapping; None: it must be given from outside
+NO_SIZES: Sizes = MappingProxyType({})
 
 _WORD = "[^/.]"
 _HOLE = re.compile(
@@ -64,6 +70,15 @@ class Table:
     def width(self) -> int:
         """How many values a key has."""
         return len(next(iter(self.entries)))
+
+    def of(self, fixed: Mapping[int, str]) -> Table:
+        """The entries whose keys have these values at these places, by the rest of their keys."""
+        chosen = {
+            tuple(part for k, part in enumerate(key) if k not in fixed): text
+            for key, text in self.entries.items()
+            if all(key[k] == value for k, value in fixed.items())
+        }
+        return Table(self.name, chosen)
 
 
 class Text(NamedTuple):
@@ -288,7 +303,9 @@ class Scope(NamedTuple):
 _NAME_HERE = "{}"  # in a scope: here stands the name; without it, at the end
 
 
-def parse_scopes(texts: Iterable[str], tables: Mapping[str, Table]) -> list[Scope]:
+def parse_scopes(
+    texts: Iterable[str], tables: Mapping[str, Table], sizes: Sizes = NO_SIZES
+) -> list[Scope]:
     """The scopes of one include: `block{i}/conv/`, or `layers/{}:0`; `TemplateError` as `parse`."""
     texts = list(texts)
     places = [_name_here(text) for text in texts]
@@ -296,7 +313,7 @@ def parse_scopes(texts: Iterable[str], tables: Mapping[str, Table]) -> list[Scop
     for text, at in zip(texts, places, strict=True):
         halves += [text, ""] if at is None else [text[:at], text[at + len(_NAME_HERE) :]]
     try:
-        found = parse(halves, tables)
+        found = parse(halves, tables, sizes)
     except TemplateError as error:
         half = getattr(error, "template", 0)
         error.offset += (places[half // 2] or 0) + len(_NAME_HERE) if half % 2 else 0
@@ -306,6 +323,12 @@ def parse_scopes(texts: Iterable[str], tables: Mapping[str, Table]) -> list[Scop
         Scope(text, found[2 * k].tokens, found[2 * k + 1].tokens, at)
         for k, (text, at) in enumerate(zip(texts, places, strict=True))
     ]
+
+
+def words_in_braces(data: Any) -> set[str]:
+    """Every word that a template in this plain data could take for a hole, a size or a table."""
+    holes = (hole for text in texts_in(data) for hole in re.findall(r"\{([^{}]+)\}", text))
+    return {word for hole in holes for word in re.findall(r"\w+", hole)}
 
 
 def _name_here(text: str) -> int | None:
@@ -333,7 +356,9 @@ def _spans(token: Token) -> bool:
     return not isinstance(token, Text) and (_fits(token, "/") or _fits(token, "."))
 
 
-def parse(texts: Iterable[str], tables: Mapping[str, Table]) -> list[Template]:
+def parse(
+    texts: Iterable[str], tables: Mapping[str, Table], sizes: Sizes = NO_SIZES
+) -> list[Template]:
     """The templates of one rule; a hole's type, given once, holds in all of them.
 
     Raises `TemplateError`; its `template` attribute is the index of the text.
@@ -341,7 +366,7 @@ def parse(texts: Iterable[str], tables: Mapping[str, Table]) -> list[Template]:
     raw = []
     for index, text in enumerate(texts):
         with _located(index):
-            raw.append((text, _tokens(text, tables)))
+            raw.append((text, _tokens(text, tables, sizes)))
     kinds = _kinds(raw)
     templates = []
     for index, (text, tokens) in enumerate(raw):
@@ -367,7 +392,7 @@ class _located:  # noqa: N801 - a context manager that reads like a word
             error.template = self.index  # type: ignore[attr-defined]
 
 
-def _tokens(text: str, tables: Mapping[str, Table]) -> list[Token]:
+def _tokens(text: str, tables: Mapping[str, Table], sizes: Sizes) -> list[Token]:
     tokens: list[Token] = []
     position = 0
     while position < len(text):
@@ -379,7 +404,7 @@ def _tokens(text: str, tables: Mapping[str, Table]) -> list[Token]:
             end = text.find("}", position)
             if end < 0:
                 raise TemplateError("a brace is not closed", position, "write {{ for a brace")
-            tokens.append(_hole(text[position + 1 : end], position + 1, tables))
+            tokens.append(_hole(text[position + 1 : end], position + 1, tables, sizes))
             position = end + 1
         elif char == "}":
             raise TemplateError("a closing brace without an opening one", position, "write }}")
@@ -393,7 +418,7 @@ def _tokens(text: str, tables: Mapping[str, Table]) -> list[Token]:
     return list(_joined(tokens))
 
 
-def _hole(text: str, at: int, tables: Mapping[str, Table]) -> Hole | Lookup:
+def _hole(text: str, at: int, tables: Mapping[str, Table], sizes: Sizes) -> Token:
     found = _HOLE.fullmatch(text)
     if not found:
         raise TemplateError(
@@ -401,14 +426,19 @@ def _hole(text: str, at: int, tables: Mapping[str, Table]) -> Hole | Lookup:
             at,
             "{i}, {i-1}, {x:word}, {x:path}, {x:a|b} or {table[i]}",
         )
-    name = found["name"]
+    name, kind = found["name"], found["type"]
     if found["keys"] is not None:
-        return _lookup(name, [key.strip() for key in found["keys"].split(",")], at, tables)
-    if found["offset"]:
-        return Hole(name, "int", at, offset=int(found["offset"]))
-    kind = found["type"]
-    if kind is None:
-        return Hole(name, None, at)
+        keys = [key.strip() for key in found["keys"].split(",")]
+        return _lookup(name, keys, at, tables, sizes)
+    if kind is not None:
+        return _typed_hole(name, kind, at)
+    offset = int(found["offset"] or 0)
+    if name in sizes:
+        return Text(str(_number(name, at, sizes) + offset))
+    return Hole(name, "int" if found["offset"] else None, at, offset=offset)
+
+
+def _typed_hole(name: str, kind: str, at: int) -> Hole:
     if kind in ("int", "word", "path"):
         return Hole(name, kind, at)  # type: ignore[arg-type]
     padded = _PADDED.fullmatch(kind)
@@ -422,15 +452,31 @@ def _hole(text: str, at: int, tables: Mapping[str, Table]) -> Hole | Lookup:
     return Hole(name, "choice", at, choices=choices)
 
 
-def _lookup(name: str, keys: list[str], at: int, tables: Mapping[str, Table]) -> Lookup:
+def _number(name: str, at: int, sizes: Sizes) -> int:
+    """The number of a size that stands in a name."""
+    number = sizes[name]
+    if number is None:
+        raise TemplateError(f"size '{name}' has no number", at, f"give one: --size {name}=...")
+    return number
+
+
+def _lookup(
+    name: str, keys: list[str], at: int, tables: Mapping[str, Table], sizes: Sizes
+) -> Lookup:
     if name not in tables:
         known = ", ".join(sorted(tables)) or "none is declared"
         raise TemplateError(f"there is no table '{name}'", at, f"tables: {known}")
     table = tables[name]
     if len(keys) != table.width:
         raise TemplateError(f"table '{name}' is looked up by {table.width} values", at)
-    kinds: tuple[Kind, ...] = tuple("int" for _ in keys)
-    return Lookup(table, tuple(keys), kinds, at)
+    fixed = {k: str(_number(key, at, sizes)) for k, key in enumerate(keys) if key in sizes}
+    chosen = table.of(fixed) if fixed else table
+    if not chosen.entries:
+        given = ", ".join(f"{keys[k]}={value}" for k, value in fixed.items())
+        raise TemplateError(f"table '{name}' has nothing for {given}", at)
+    holes = tuple(key for key in keys if key not in sizes)
+    kinds: tuple[Kind, ...] = tuple("int" for _ in holes)
+    return Lookup(chosen, holes, kinds, at)
 
 
 def _kinds(raw: list[tuple[str, list[Token]]]) -> dict[str, Hole]:
@@ -575,6 +621,7 @@ class Selector:
     scope: str = ""
     before: tuple[Token, ...] = ()
     after: tuple[Token, ...] = ()
+    sizes: Sizes = field(default_factory=dict, compare=False)
 
     @cached_property
     def _parts(self) -> tuple[Token | Star, ...]:
@@ -585,7 +632,7 @@ class Selector:
                 if text in ("*", "**"):
                     parts.append(Star(wide=text == "**"))
                 else:
-                    parts += [_typed(token, {}) for token in _tokens(text, {})]
+                    parts += [_typed(token, {}) for token in _tokens(text, {}, self.sizes)]
             except TemplateError as error:
                 error.offset += position
                 raise
@@ -620,17 +667,17 @@ class Selector:
 
     def scoped(self, scope: str) -> Selector:
         """The same selector under a prefix."""
-        return Selector(self.text, scope + self.scope, self.before, self.after)
+        return replace(self, scope=scope + self.scope)
 
     def within(self, scope: Scope) -> Selector:
         """The selector put into a scope's place."""
         before = (*scope.before, *((Text(self.scope),) if self.scope else ()), *self.before)
-        return Selector(self.text, "", before, (*self.after, *scope.after))
+        return replace(self, scope="", before=before, after=(*self.after, *scope.after))
 
 
-def parse_selector(text: str) -> Selector:
+def parse_selector(text: str, sizes: Sizes = NO_SIZES) -> Selector:
     """A selector; `TemplateError` when it cannot be read."""
-    selector = Selector(text)
+    selector = Selector(text, sizes=sizes)
     wild = sum(not isinstance(part, Text) for part in selector._parts)  # noqa: SLF001
     if wild > MAX_WILD:
         raise TemplateError(f"at most {MAX_WILD} stars and holes")

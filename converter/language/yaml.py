@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import yaml
@@ -206,3 +207,14 @@ def _scalar(event: ScalarEvent) -> Any:
     if _FLOAT.fullmatch(text):
         return float(text)
     return text
+
+
+def texts(data: Any) -> Iterator[str]:
+    """Every text in plain data, keys too."""
+    if isinstance(data, str):
+        yield data
+    elif isinstance(data, dict):
+        yield from map(str, data)
+        yield from chain.from_iterable(map(texts, data.values()))
+    elif isinstance(data, list):
+        yield from chain.from_iterable(map(texts, data))

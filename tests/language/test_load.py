@@ -341,6 +341,54 @@ def test_sizes_from_outside_replace_those_of_the_file():
     assert loads(text, sizes={"h": 3}).rules[0].ops[0].sizes == {"h": 3}
 
 
+SIZED = """mapping: 1
+sizes: {depth: 50, b: 0}
+tables:
+  block: {"0,1": 1.0x, "1,1": 0.1x, "1,2": 1.0x}
+rules:
+  - source: net_{depth}/{i}
+    target: net{depth-50}.{block[b,i]}
+    except: ["net_{depth}/7"]
+drop:
+  - {source: "net_{depth}/7", because: seven}
+"""
+
+
+@pytest.mark.parametrize(
+    ("sizes", "source", "target"),
+    [
+        ({}, "net_50/1", "net0.1.0x"),
+        ({"b": 1}, "net_50/1", "net0.0.1x"),
+        ({"b": 1, "depth": 152}, "net_152/2", "net102.1.0x"),
+    ],
+)
+def test_a_size_in_a_name_is_its_number(sizes, source, target):
+    rules = loads(SIZED, sizes=sizes)
+    (rule,) = rules.rules
+    bindings = rule.sources[0].match(source)
+    assert rule.targets[0].format(bindings) == target
+    assert rule.targets[0].match(target) == bindings
+    scope = source[:-1]
+    assert rules.drops[0].matches(f"{scope}7")
+    assert rule.source_except[0](f"{scope}7")
+    assert not rule.source_except[0]("net_{depth}/7")
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes", "message"),
+    [
+        (SIZED, {"b": 2}, "table 'block' has nothing for b=2"),
+        (SIZED.replace("depth: 50", "depth: null"), {}, "size 'depth' has no number"),
+        (SIZED.replace("{depth-50}", "{other-50}"), {}, "hole 'other' of the target"),
+        (SIZED.replace("1.0x}", "0.1x}"), {}, "has '0.1x' twice, for 1,1 and 1,2"),
+        (SIZED.replace(", b: 0", ""), {}, "has '1.0x' twice, for 0,1 and 1,2"),
+    ],
+)
+def test_a_size_in_a_name_has_a_number(text, sizes, message):
+    with pytest.raises(MappingError, match=re.escape(message)):
+        loads(text, sizes=sizes)
+
+
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [({"k": 3}, "there is no size 'k'"), ({"h": 0}, "'h' is 0"), ({"h": -7}, "'h' is -7")],
