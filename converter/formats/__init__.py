@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol, cast
 from numpy.typing import NDArray
 
 from converter.errors import NotFoundError, TargetError, UnknownFormatError, UnsupportedError
-from converter.files import StagedFile
+from converter.files import File, StagedFile
 from converter.tensors import Checkpoint, TensorSpec
 
 
@@ -209,10 +209,12 @@ def probe(path: Path) -> Probe:
     """The two ends of a file; empty ones for a folder or for a TensorFlow prefix."""
     if not path.is_file():
         return Probe(path, b"", b"")
-    with path.open("rb") as stream:
-        head = stream.read(PROBE_BYTES)
-        stream.seek(max(0, stream.seek(0, 2) - PROBE_BYTES))
-        return Probe(path, head, stream.read(PROBE_BYTES))
+    file = File(path)
+    try:
+        size = min(PROBE_BYTES, file.size)
+        return Probe(path, file.read(0, size), file.read(file.size - size, size))
+    finally:
+        file.close()
 
 
 def recognise(path: Path) -> Format:
