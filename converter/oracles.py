@@ -23,7 +23,12 @@ from converter.errors import SourceError, UnsupportedError
 from converter.layout import Array, View
 from converter.tensors import Checkpoint, Tensor, dtype_name
 
-EXTRAS = {"torch": "torch", "tensorflow": "tensorflow", "safetensors": "safetensors"}
+PACKAGES = {  # framework → package that is asked, and extra that installs it
+    "torch": "torch",
+    "tensorflow": "tensorflow",
+    "safetensors": "safetensors",
+    "keras": "keras",
+}
 
 Witness = dict[str, dict[str, Any]]  # name → dtype, shape, digest
 
@@ -38,7 +43,7 @@ def load_with(framework: str, path: Path, checkpoint: Checkpoint) -> list[Differ
     if child.returncode:
         last = (child.stderr.strip().splitlines() or ["no message"])[-1]
         if "ModuleNotFoundError" in last:
-            extra = EXTRAS[framework]
+            extra = PACKAGES[framework]
             raise UnsupportedError(
                 f"{framework} is not installed here: {last}",
                 hint=f"pip install 'checkpoint-converter[{extra}]'",

@@ -240,7 +240,7 @@ def planned(plans: Sequence[Plan]) -> Record:
 
 
 def converted(source: Files, plans: Sequence[Plan], files: Sequence[Path]) -> Record:
-    """What a conversion was: `planned`, and digests of the inputs, the outputs and each tensor.
+    """What a conversion was, beside `planned`: digests of inputs, outputs and each tensor.
 
     `files` are those that were written, the last of which leads to the others.  The target is read
     again: what is digested is what stands there.  Raises `SourceError`.
@@ -250,7 +250,6 @@ def converted(source: Files, plans: Sequence[Plan], files: Sequence[Path]) -> Re
         rows = lineage(plans)
         found = in_parallel([_tensor_digest(target, row["name"]) for row in rows])
     return {
-        **planned(plans),
         "inputs": source.digested(),
         "outputs": outputs[::-1],
         "lineage": [row | {"sha256": digest} for row, digest in zip(rows, found, strict=True)],

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
-from converter import __version__
 from converter.cli.options import SOURCE, Bytes, FormatName, Request, mapping_options
-from converter.cli.output import Progress, count, format_option, hint, json_text, say_json, size
+from converter.cli.output import Progress, count, format_option, hint, say_json, size
 from converter.cli.plan import as_json, unrepresentable
-from converter.cli.reports import diagnostic_json
+from converter.cli.record import recorded, report_option
 
 
 @click.command()
@@ -30,11 +29,7 @@ from converter.cli.reports import diagnostic_json
     type=Bytes(),
     help="Cut the target into files of at most this size, and an index.",
 )
-@click.option(
-    "--report",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="Write what was done as JSON, also when it failed.",
-)
+@report_option
 @format_option
 def convert(  # noqa: PLR0913 - one parameter an option
     source: Path,
@@ -43,7 +38,7 @@ def convert(  # noqa: PLR0913 - one parameter an option
     overwrite: bool,
     max_memory: int | None,
     shard_nbytes: int | None,
-    report: Path | None,
+    reports: Sequence[Path],
     style: str,
     **options: Any,
 ) -> None:
@@ -51,17 +46,28 @@ def convert(  # noqa: PLR0913 - one parameter an option
     from converter.engine import peak_memory, save
     from converter.errors import MappingError
     from converter.formats import open_checkpoint
+    from converter.report import Files, converted
 
     name = to or format_of(target)
+    request = Request(**options)
     started = time.monotonic()
-    outcome: dict[str, Any] = {"source": str(source), "target": str(target)}
-    with reported(outcome, report, style), open_checkpoint(source) as checkpoint:
-        mapped, plans = Request(**options).apply(checkpoint)
+    told = {"to": name, "shard_size": shard_nbytes}
+    record: dict[str, Any] = {
+        "command": "convert",
+        "source": str(source),
+        "target": str(target),
+        "options": request.given() | {key: value for key, value in told.items() if value},
+    }
+    with said(record, style), recorded(record, reports), open_checkpoint(source) as checkpoint:
+        inputs = Files.of(checkpoint.files if reports else ())
+        mapped, plans = request.apply(checkpoint, strict=False)
+        notes = [note for plan in plans for note in plan.problems]
+        if reports or style == "json":
+            record |= as_json(plans, notes, peak_memory(plans[-1].specs, max_memory))
+        plans[-1].check()
         problems = unrepresentable(mapped.specs, name)
         if problems:
             raise MappingError(problems)
-        notes = [note for plan in plans for note in plan.problems]
-        outcome |= as_json(plans, notes, peak_memory(mapped.specs, max_memory))
         progress = Progress("converting", mapped.nbytes)
         try:
             saved = save(
@@ -75,7 +81,9 @@ def convert(  # noqa: PLR0913 - one parameter an option
             )
         finally:
             progress.close()
-        outcome |= {
+        if reports:
+            record |= converted(inputs, plans, saved.files)
+        record |= {
             "status": "converted",
             "format": saved.format,
             "files": [str(path) for path in saved.files],
@@ -88,7 +96,7 @@ def convert(  # noqa: PLR0913 - one parameter an option
     doubtful = sum(bool(step.doubts) for plan in plans for step in plan.steps)
     hint(
         f"wrote {target}: {count(saved.tensors, 'tensor')}, {size(saved.nbytes)}, "
-        f"{outcome['seconds']:.2f} s"
+        f"{record['seconds']:.2f} s"
         + (f"; shapes cannot confirm {doubtful} of them: `converter verify`" if doubtful else "")
     )
 
@@ -105,51 +113,10 @@ def format_of(target: Path) -> str:
 
 
 @contextmanager
-def reported(outcome: dict[str, Any], report: Path | None, style: str) -> Iterator[None]:
-    """Say as JSON how it went, whatever happens inside.
-
-    The report is first written at the start: a place that cannot be written to is found before
-    the work, and a run that was killed leaves a report that says `running`.
-    """
-    from converter.errors import ConverterError, MappingError
-
-    outcome |= {"schema_version": 1, "converter": __version__, "status": "running"}
-    if report:
-        check_report(report, outcome)
-        write_report(report, outcome)
+def said(record: dict[str, Any], style: str) -> Iterator[None]:
+    """Say the record as JSON when that is wanted, whatever happens inside."""
     try:
         yield
-    except BaseException as error:
-        outcome |= {"status": "failed", "error": str(error) or type(error).__name__}
-        if isinstance(error, ConverterError):
-            outcome["code"] = error.code
-        if isinstance(error, MappingError):
-            outcome["diagnostics"] = [diagnostic_json(each) for each in error.diagnostics]
-        raise
     finally:
-        if report:
-            write_report(report, outcome)
         if style == "json":
-            say_json(outcome)
-
-
-def check_report(path: Path, outcome: dict[str, Any]) -> None:
-    """Refuse to put the report where something else is, or will be."""
-    from converter.errors import TargetExistsError
-
-    if str(path) in (outcome["source"], outcome["target"]):
-        raise click.UsageError("--report names the source or the target")
-    if path.is_file():
-        with path.open("rb") as stream:
-            if stream.read(1) not in (b"", b"{"):
-                raise TargetExistsError("this is no report, and is not replaced by one", path=path)
-
-
-def write_report(path: Path, outcome: dict[str, Any]) -> None:
-    """Write the report."""
-    from converter.errors import TargetError
-
-    try:
-        path.write_text(json_text(outcome) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise TargetError(f"the report cannot be written: {error.strerror}", path=path) from error
+            say_json(record)

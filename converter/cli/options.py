@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 SOURCE = click.Path(path_type=Path)
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_BINARY = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 class Bytes(click.ParamType):  # type: ignore[type-arg] # generic in new releases only
@@ -35,12 +32,12 @@ class Bytes(click.ParamType):  # type: ignore[type-arg] # generic in new release
         """Read the text."""
         if isinstance(value, int):
             return value
-        found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?)(iB|B|)", str(value), re.IGNORECASE)
-        if not found:
-            self.fail(f"'{value}' is no size: write 128MiB or 2GB", param, ctx)
-        unit = found[2].upper()
-        table = _BINARY if found[3] == "iB" and unit else _UNITS
-        return int(float(found[1]) * table[unit])
+        from converter.files import size_of
+
+        try:
+            return size_of(str(value))
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
 
 
 class Assignment(click.ParamType):  # type: ignore[type-arg] # likewise
@@ -125,6 +122,12 @@ class Request:
     only: Sequence[str] = ()
     drop: Sequence[str] = ()
     sizes: Sequence[tuple[str, int]] = ()
+
+    def given(self) -> dict[str, Any]:
+        """The options that were given, for a record."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        named = {"mappings": values.pop("names"), **values}
+        return {key: value for key, value in named.items() if value}
 
     def ports(self, source: Checkpoint) -> list[Port]:
         """The mappings to apply to a checkpoint, in this order."""

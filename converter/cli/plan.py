@@ -18,6 +18,7 @@ from converter.cli.output import (
     size,
     table,
 )
+from converter.cli.record import recorded, report_option
 from converter.cli.reports import diagnostic_json, judged, output_format_option, report
 
 if TYPE_CHECKING:
@@ -32,13 +33,15 @@ LISTED = 8  # rows of a list in the summary; --all shows the rest
 @click.option("--all", "everything", is_flag=True, help="List every step, drop and doubt.")
 @click.option("--to", "target", type=FormatName(), help="Also ask whether this format can hold it.")
 @click.option("--max-memory", type=Bytes(), help="The limit to estimate for, e.g. 128MiB.")
+@report_option
 @format_option
 @output_format_option
-def plan(  # noqa: PLR0913 - one parameter an option
+def plan(  # noqa: C901, PLR0913 - one parameter an option, and one branch a style
     source: Path,
     everything: bool,
     target: str | None,
     max_memory: int | None,
+    reports: Sequence[Path],
     style: str,
     output: str,
     **options: Any,
@@ -47,13 +50,24 @@ def plan(  # noqa: PLR0913 - one parameter an option
     from converter.engine import peak_memory
     from converter.errors import MappingError
     from converter.formats import open_checkpoint
+    from converter.report import Files
 
-    with judged(output), open_checkpoint(source) as checkpoint:
-        _, plans = Request(**options).apply(checkpoint, strict=False)
+    request = Request(**options)
+    record: dict[str, Any] = {"command": "plan", "source": str(source), "options": request.given()}
+    with judged(output), recorded(record, reports), open_checkpoint(source) as checkpoint:
+        _, plans = request.apply(checkpoint, strict=False)
         memory = peak_memory(plans[-1].specs, max_memory)
         problems = [problem for one in plans for problem in one.problems]
         if target and not plans[-1].errors:
             problems += unrepresentable(plans[-1].specs, target)
+        rejected = any(problem.severity == "error" for problem in problems)
+        if reports:
+            record |= as_json(plans, problems, memory)
+            record |= {
+                "status": "rejected" if rejected else "planned",
+                "format": checkpoint.format,
+                "inputs": Files.of(checkpoint.files).listed(),
+            }
         if output != "full":
             report(problems, output)
         elif style == "json":
@@ -62,7 +76,7 @@ def plan(  # noqa: PLR0913 - one parameter an option
             for one in plans:
                 print_plan(one, everything=everything)
             say(f"memory: about {memory / (1 << 20):.0f} MiB at the peak")
-    if any(problem.severity == "error" for problem in problems):
+    if rejected:
         if style == "json" or output != "full":
             return 1
         raise MappingError(problems)
@@ -136,36 +150,11 @@ def print_rows(title: str, rows: Sequence[tuple[str, ...]], *, everything: bool)
 
 def as_json(plans: Sequence[Plan], problems: Sequence[Any], memory: int) -> dict[str, Any]:
     """The plan for machines."""
+    from converter.report import planned
+
     return {
         "schema_version": 1,
         "peak_memory": memory,
-        "plans": [plan_json(plan) for plan in plans],
+        **planned(plans),
         "diagnostics": [diagnostic_json(problem) for problem in problems],
-    }
-
-
-def plan_json(plan: Plan) -> dict[str, Any]:
-    """One mapping's ledger."""
-    from converter.tensors import dtype_name
-
-    return {
-        "mapping": plan.rules.name,
-        "source_nbytes": plan.source_nbytes,
-        "target_nbytes": plan.target_nbytes,
-        "steps": [
-            {
-                "target": step.target,
-                "dtype": dtype_name(step.spec.dtype),
-                "shape": list(step.spec.shape),
-                "nbytes": step.spec.nbytes,
-                "sources": list(step.sources),
-                "ops": [{op.name: op.to_file()} for op in getattr(step.rule, "ops", ())],
-                "line": step.rule.place.line,
-                "exactness": step.exactness,
-                "unconfirmed": list(step.doubts),
-            }
-            for step in plan.steps
-        ],
-        "dropped": [{"name": name, "because": why} for name, why in plan.dropped.items()],
-        "left": list(plan.left),
     }

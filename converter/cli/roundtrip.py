@@ -56,7 +56,7 @@ def roundtrip(source: Path, style: str, **options: Any) -> int:
 
 def print_losses(losses: list[Loss]) -> None:
     """What does not come back, and why."""
-    from converter.cli.diff import in_words
+    from converter.cli.differences import in_words
 
     for loss in losses:
         row = loss.difference
@@ -68,7 +68,7 @@ def print_losses(losses: list[Loss]) -> None:
 
 def as_json(loss: Loss) -> dict[str, Any]:
     """One loss for machines."""
-    from converter.cli.diff import as_json as difference_json
+    from converter.cli.differences import as_json as difference_json
 
     return difference_json(loss.difference) | {
         "rule": loss.rule or None,

@@ -1,26 +1,24 @@
-"""`converter verify`: is the target what the mapping makes of the source?"""
+"""`converter verify`: is the target what the mapping makes of the source, or what was written?"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from converter.cli.differences import VERIFY, as_json, finding, print_differences, ranked
 from converter.cli.options import SOURCE, Request, mapping_options
-from converter.cli.output import Progress, count, format_option, hint, say, say_json, size, table
-from converter.cli.reports import judged, output_format_option, report
-from converter.errors import Diagnostic
+from converter.cli.output import Progress, count, format_option, hint, say_json, size
+from converter.cli.record import digested, recorded, report_option
+from converter.cli.reports import diagnostic_json, judged, output_format_option, report
 
-if TYPE_CHECKING:
-    from converter.compare import Difference
-
-FRAMEWORKS = ("torch", "tensorflow", "safetensors")
+FRAMEWORKS = ("torch", "tensorflow", "safetensors", "keras")
 
 
 @click.command()
-@click.argument("source", type=SOURCE)
-@click.argument("target", type=SOURCE)
+@click.argument("paths", type=SOURCE, nargs=-1, required=True, metavar="[SOURCE] TARGET")
 @mapping_options
 @click.option(
     "--with",
@@ -28,85 +26,115 @@ FRAMEWORKS = ("torch", "tensorflow", "safetensors")
     type=click.Choice(FRAMEWORKS),
     help="Also load the target with the real framework, in a process of its own.",
 )
+@report_option
 @format_option
 @output_format_option
 def verify(
-    source: Path,
-    target: Path,
+    paths: Sequence[Path],
     framework: str | None,
+    reports: Sequence[Path],
     style: str,
     output: str,
     **options: Any,
 ) -> int:
-    """Read SOURCE and TARGET again and compare every value, bit for bit, through the mapping."""
+    """Read SOURCE and TARGET again and compare every value, bit for bit, through the mapping.
+
+    Without SOURCE, --report names what `convert --report` wrote, and every bit of TARGET is
+    compared with that.
+    """
     from importlib.util import find_spec
 
+    from converter.oracles import PACKAGES
+
+    if framework and find_spec(PACKAGES[framework]) is None:
+        extra = f"pip install 'checkpoint-converter[{framework}]'"
+        raise click.UsageError(f"{framework} is not installed here: {extra}")
+    if len(paths) > 2:  # noqa: PLR2004 - SOURCE and TARGET
+        raise click.UsageError("too many arguments: expected [SOURCE] TARGET")
+    request = Request(**options)
+    if len(paths) == 1:
+        if request.given() or len(reports) != 1:
+            raise click.UsageError(
+                "without SOURCE, one --report and no mapping says what to expect"
+            )
+        return by_report(paths[0], reports[0], framework, style, output)
+    return by_source(paths[0], paths[1], request, framework, reports, style, output)
+
+
+def by_report(target: Path, path: Path, framework: str | None, style: str, output: str) -> int:
+    """Compare a target with the record of the conversion that wrote it."""
+    from converter.formats import open_checkpoint
+    from converter.oracles import load_with
+    from converter.report import check, read
+
+    record = read(path)
+    wrong = check(record, target)
+    if framework and not wrong:
+        with open_checkpoint(target) as checkpoint:
+            rows = load_with(framework, target, checkpoint)
+        wrong = [finding(row, target) for row in rows if not row.equal]
+    if style == "json" and output == "full":
+        say_json({"equal": not wrong, "diagnostics": [diagnostic_json(each) for each in wrong]})
+    elif wrong or output != "full":
+        report(wrong, output, [target])
+    else:
+        nbytes = size(sum(row["nbytes"] for row in record["outputs"]))
+        files = count(len(record["outputs"]), "file")
+        also = f", and as {framework} reads it" if framework else ""
+        hint(f"{target} is what was written: {files}, {nbytes}, equal bit for bit{also}")
+    return 1 if wrong else 0
+
+
+def by_source(  # noqa: PLR0913 - the options of the command
+    source: Path,
+    target: Path,
+    request: Request,
+    framework: str | None,
+    reports: Sequence[Path],
+    style: str,
+    output: str,
+) -> int:
+    """Compare a target with what the mapping makes of the source."""
     from converter.compare import diff
     from converter.formats import open_checkpoint
     from converter.oracles import load_with
+    from converter.report import planned
 
-    if framework and find_spec(framework) is None:
-        extra = f"pip install 'checkpoint-converter[{framework}]'"
-        raise click.UsageError(f"{framework} is not installed here: {extra}")
-    request = Request(**options)
-    with judged(output), open_checkpoint(source) as first, open_checkpoint(target) as second:
-        expected, _ = request.apply(first)
+    record: dict[str, Any] = {
+        "command": "verify",
+        "source": str(source),
+        "target": str(target),
+        "options": request.given() | ({"with": framework} if framework else {}),
+    }
+    with (
+        judged(output),
+        recorded(record, reports),
+        open_checkpoint(source) as first,
+        open_checkpoint(target) as second,
+        digested(record, reports, first, second),
+    ):
+        expected, plans = request.apply(first)
         progress = Progress("verifying", expected.nbytes)
         try:
-            rows = list(diff(expected, second, progress=progress))
+            found = diff(expected, second, progress=progress)
+            rows = [row for row in found if row.status != "extra" or not request.leaves(row.name)]
         finally:
             progress.close()
-        rows = [row for row in rows if row.status != "extra" or not request.leaves(row.name)]
         if framework:
             rows += load_with(framework, target, second)
-    wrong = [row for row in rows if not row.equal]
+        rows = ranked(rows)
+        wrong = [row for row in rows if not row.equal]
+        told = {"equal": not wrong, "tensors": [as_json(row, VERIFY) for row in rows]}
+        if reports:
+            record |= {"status": "different" if wrong else "equal", **told, **planned(plans)}
     if output != "full":
         report([finding(row, target) for row in wrong], output, [target])
     elif style == "json":
-        say_json({"equal": not wrong, "tensors": [row_json(row) for row in rows]})
+        say_json(told)
     elif wrong:
-        print_differences(wrong)
+        print_differences(wrong, len(rows), VERIFY)
     else:
         also = f", and as {framework} reads it" if framework else ""
         equal = count(len(expected), "tensor")
         hint(f"{target} is right: {equal}, {size(expected.nbytes)}, equal bit for bit{also}")
     return 1 if wrong else 0
-
-
-def print_differences(rows: list[Difference]) -> None:
-    """What differs, worst first."""
-    ranked = sorted(rows, key=lambda row: (-row.max_abs, row.name))
-    table([(row.name, row.status, explain(row)) for row in ranked])
-    say(f"{count(len(rows), 'tensor')} differ")
-
-
-def finding(row: Difference, target: Path) -> Diagnostic:
-    """One difference as a finding about the target."""
-    text = f"'{row.name}': {row.status}: {explain(row)}"
-    return Diagnostic("VER500", text, path=target, tensor=row.name)
-
-
-def explain(row: Difference) -> str:
-    """One difference in words."""
-    if row.status == "missing":
-        return f"expected {row.first}, not in the target"
-    if row.status == "extra":
-        return f"{row.second}, which nothing makes"
-    if row.status in ("shape", "dtype"):
-        return f"expected {row.first}, found {row.second}"
-    where = f"first at {list(row.index)}" if row.index is not None else ""
-    return f"{row.count} values, by {row.max_abs:.3g} at most ({row.max_rel:.3g} relative), {where}"
-
-
-def row_json(row: Difference) -> dict[str, Any]:
-    """One difference for machines."""
-    return {
-        "name": row.name,
-        "status": row.status,
-        "expected": None if row.first is None else str(row.first),
-        "found": None if row.second is None else str(row.second),
-        "count": row.count,
-        "max_abs": row.max_abs,
-        "max_rel": row.max_rel,
-        "index": None if row.index is None else list(row.index),
-    }

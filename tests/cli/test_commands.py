@@ -353,7 +353,6 @@ def test_the_report_is_written_on_success_and_on_failure(
     assert report["schema_version"] == 1
     if status == "converted":
         assert len(report["plans"][0]["steps"]) == report["tensors"] == 32
-        assert report["seconds"] > 0
     else:
         assert report["error"]
         assert report["code"]
@@ -382,9 +381,9 @@ def test_verify_finds_one_changed_value(converter, folder):
     checkpoints.write(folder / "port.pt", arrays)
     result = converter("verify", "slim.ckpt", "port.pt", "-m", MAPPING)
     assert result.code == 1
-    assert "classifier.3.weight  values  1 values, by 0.25 at most" in result.out
+    assert "classifier.3.weight  values  1 of 16384 values differ, by 0.25 at most" in result.out
     assert "first at [17, 5]" in result.out
-    assert result.out.endswith("1 tensor differ\n")
+    assert result.out.endswith("1 of 32 tensors differ\n")
 
 
 def test_verify_finds_a_transposition_that_no_shape_shows(converter, folder):
@@ -399,7 +398,7 @@ def test_verify_finds_a_transposition_that_no_shape_shows(converter, folder):
 
 def test_verify_with_only_compares_a_part_of_a_larger_checkpoint(converter, folder):
     result = converter("verify", "slim.ckpt", "trained.ckpt", "-m", FASTER)
-    assert "which nothing makes" in result.out
+    assert ", only in the target" in result.out
     only = "-m", FASTER, "--only", "vgg_16/fc{n}/weights"
     result = converter("verify", "slim.ckpt", "trained.ckpt", *only)
     rows = [line.split()[0] for line in result.out.splitlines()[:-1]]
