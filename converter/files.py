@@ -45,6 +45,19 @@ Array = NDArray[Any]
 BLOCK = 1 << 18  # bytes; a buffer of this size, reused, stays in the L2 cache
 LOCK_SECONDS = 60.0  # how long a publication waits for its turn in a folder
 
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([KMGT]?)(iB|B|)", re.IGNORECASE)
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BINARY = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def size_of(text: str) -> int:
+    """The bytes that `128MiB`, `2GB` or `4096` stand for; ValueError when it is no size."""
+    found = _SIZE.fullmatch(text)
+    if not found:
+        raise ValueError(f"'{text}' is no size: write 128MiB or 2GB")
+    table = _BINARY if found[3].lower() == "ib" else _UNITS
+    return int(float(found[1]) * table[found[2].upper()])
+
 
 class System:
     """The calls to the operating system, in one place.

@@ -10,7 +10,7 @@ from converter.language.model import MappingModel
 from converter.ops import OPS, Op
 
 TITLE = "checkpoint-converter mapping"
-_WORDS = {"prefixItems": "items"}
+_WORDS = {"prefixItems": "items", "$defs": "definitions"}
 _PROBES: dict[str, Any] = {
     "string": "a",
     "array": [0],
@@ -41,7 +41,7 @@ def schema() -> dict[str, Any]:
         "maxProperties": 1,
     }
     head = {"$schema": "http://json-schema.org/draft-07/schema#", "title": TITLE}
-    return head | _draft_07({**found, "definitions": definitions, "title": TITLE})  # type: ignore[no-any-return]
+    return head | draft_07({**found, "definitions": definitions, "title": TITLE})  # type: ignore[no-any-return]
 
 
 def _op(name: str, kind: type[Op]) -> dict[str, Any]:
@@ -67,20 +67,22 @@ def _takes(kind: type[Op], value: Any) -> bool:
     return True
 
 
-def _draft_07(node: Any) -> Any:
+def draft_07(node: Any, title: str = TITLE) -> Any:
     """The same in words that editors read: definitions, lists of items, no titles of pydantic's."""
     if isinstance(node, list):
-        return [_draft_07(item) for item in node]
+        return [draft_07(item, title) for item in node]
     if not isinstance(node, dict):
         return node
     out: dict[str, Any] = {}
     for key, value in node.items():
         if key == "$ref":
             out[key] = value.replace("#/$defs/", "#/definitions/")
-        elif key in ("properties", "definitions"):  # their keys are names, and may be any word
-            out[key] = {name: _draft_07(each) for name, each in value.items()}
-        elif key != "title" or value == TITLE:
-            out[str(_WORDS.get(key, key))] = _draft_07(value)
+        elif key in ("properties", "definitions", "$defs"):  # their keys are names, of any word
+            out[_WORDS.get(key, key)] = {
+                name: draft_07(each, title) for name, each in value.items()
+            }
+        elif key != "title" or value == title:
+            out[str(_WORDS.get(key, key))] = draft_07(value, title)
     if "$ref" in out and len(out) > 1:  # beside it, draft-07 reads nothing
         out["allOf"] = [{"$ref": out.pop("$ref")}]
     return out
