@@ -27,7 +27,7 @@ ARROWS = {
     "ops": {"errors", "layout", "tensors"},
     "layers": set(),
     "language": {"errors", "layers", "layout", "ops", "tensors"},
-    "plan": {"errors", "language", "layout", "tensors"},
+    "plan": {"errors", "language", "layout", "ops", "tensors"},
     "digests": {"files", "tensors"},
     "report": {"digests", "errors", "files", "formats", "language", "plan", "tensors"},
     "probes": {"errors", "language", "layers", "layout", "plan", "tensors"},

@@ -77,23 +77,28 @@ def copy(name: str, target: Path | None, overwrite: bool) -> None:
 @click.argument("names", nargs=-1, required=True, metavar="MAPPING...")
 @output_format_option
 def test(names: Sequence[str], output: str) -> int:
-    """Run the examples under `tests:`, forward and, where it goes, back."""
+    """Run the examples under `tests:`, forward and, where it goes, back; and the `probes:`."""
     from converter.errors import Diagnostic
     from converter.language.examples import run
     from converter.language.load import find
+    from converter.probes import findings
 
     paths = [find(name) for name in names]
     problems: list[Diagnostic] = []
-    total = 0
+    examples = probes = 0
     for path, name in zip(paths, names, strict=True):
-        examples, found = run(text_of(name), path)
-        if not (examples or found):
-            found = [Diagnostic("MAP141", "there are no `tests:`", path=path, line=1, column=1)]
-        problems += found
-        total += examples
+        text = text_of(name)
+        some, found = run(text, path)
+        more, wrong = findings(text, path)
+        if not (some or more or found):
+            message = "there are no `tests:` and no `probes:`"
+            found = [Diagnostic("MAP141", message, path=path, line=1, column=1)]
+        problems += found + [each for each in wrong if each not in found]
+        examples, probes = examples + some, probes + more
     report(problems, output, paths)
     if not problems:
-        hint(f"{count(total, 'example')} right")
+        ran = ((examples, "example", "right"), (probes, "probe", "agreed"))
+        hint(", ".join(f"{count(n, word)} {how}" for n, word, how in ran if n))
     return int(bool(problems))
 
 

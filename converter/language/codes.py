@@ -173,6 +173,15 @@ CODES: dict[str, Code] = {
         "mapping: 1\nrules:\n  - {source: a, target: b}\ntests:\n  - {rule: 1, in: 1, out: 1}\n",
         "mapping: 1\nrules:\n  - {source: a, target: b}\ntests:\n  - {rule: 0, in: 1, out: 1}\n",
     ),
+    "MAP142": Code(
+        "a probe does not come out",
+        "`plan` and `mappings test` compute each layer under `probes:` from the source's weights "
+        "and from the mapped ones; the outputs must be equal.",
+        "mapping: 1\nrules:\n  - {source: kernel, target: weight, ops: [reshape: [5, 4]]}\n"
+        "probes:\n  - {layer: dense, source: keras, target: torch}\n",
+        "mapping: 1\nrules:\n  - {source: kernel, target: weight, ops: [transpose: [1, 0]]}\n"
+        "probes:\n  - {layer: dense, source: keras, target: torch}\n",
+    ),
     "PLN201": Code(
         "no rule takes a source tensor",
         "Nothing is left out silently: map the tensor, or drop it and say why.",

@@ -25,6 +25,7 @@ _NO_NEWS = {
     "target",
     "tables",
     "sizes",
+    "probes",
     "tests",
     "drop",
     "rules",

@@ -6,6 +6,7 @@ import copy
 import difflib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,13 +22,14 @@ from converter.language.model import (
     IncludeModel,
     MakeModel,
     MappingModel,
+    ProbeModel,
     RuleModel,
     branches,
     listed,
     op_names,
 )
 from converter.language.overlap import overlaps
-from converter.language.rules import Drop, Make, Place, Rule, Rules
+from converter.language.rules import Drop, Make, Place, Probe, Rule, Rules
 from converter.ops import OPS, Op
 from converter.ops.base import On, UnaryOp
 from converter.ops.pieces import Split
@@ -38,6 +40,7 @@ _STAND_INS: dict[str, dict[str, Any]] = {  # for entries that the schema refuses
     "rules": {"source": "", "target": ""},
     "drop": {"source": "", "because": "-"},
     "make": {"target": ""},
+    "probes": {"layer": "dense", "source": "keras", "target": "torch"},
     "tests": {"rule": 0, "in": 0, "out": 0},
     "include": {"mapping": ""},
 }
@@ -154,7 +157,7 @@ class _Compiler:
         drops = [self.drops(*entry) for entry in self.sound("drop", model.drop)]
         makes = [self.make(*entry) for entry in self.sound("make", model.make)]
         parts = [self.include(*entry) for entry in self.sound("include", model.include)]
-        return Rules(
+        found = Rules(
             (*filter(None, rules), *(rule for part in parts for rule in part.rules)),
             tuple(drop for source, _ in drops for drop in source)
             + tuple(drop for part in parts for drop in part.drops),
@@ -171,6 +174,21 @@ class _Compiler:
             {k: v for part in parts for k, v in part.target_contract.items()}
             | model.target.contract,
             texts=self.chain.texts,
+        )
+        own = tuple(self.probe(found, *entry) for entry in self.sound("probes", model.probes))
+        return replace(found, probes=(*own, *(probe for part in parts for probe in part.probes)))
+
+    def probe(self, rules: Rules, index: int, model: ProbeModel) -> Probe:
+        """A probe of this file's rules, with the sizes that they have."""
+        return Probe(
+            model.layer,
+            model.source,
+            model.target,
+            rules,
+            model.source_scope,
+            model.target_scope,
+            {**self.sizes, **model.sizes},
+            self.place("probes", index),
         )
 
     def check_sizes(self, sizes: Mapping[str, int], declared: Mapping[str, int | None]) -> None:
@@ -650,6 +668,7 @@ def _fields_at(path: tuple[str | int, ...]) -> list[str]:
         "rules": RuleModel,
         "drop": DropModel,
         "make": MakeModel,
+        "probes": ProbeModel,
         "tests": ExampleModel,
         "include": IncludeModel,
     }

@@ -14,6 +14,7 @@ from pydantic import (
     model_validator,
 )
 
+from converter.layers import LAYERS
 from converter.ops import OPS
 from converter.ops.values import constant, numeric
 
@@ -174,6 +175,39 @@ class ExampleModel(_Model):
         return self
 
 
+class ProbeModel(_Model):
+    """A layer whose weights this file maps, to be computed from those of either side."""
+
+    layer: str = Field(description="what is computed", json_schema_extra={"enum": [*sorted(LAYERS)]})
+    source: str = Field(description="whose convention the source's weights follow, e.g. `keras`")
+    target: str = Field(description="whose convention the target's weights follow, e.g. `torch`")
+    source_scope: str = Field(
+        default="", description="stands before the layer's source names, or around `{}`"
+    )
+    target_scope: str = Field(
+        default="", description="stands before the layer's target names, or around `{}`"
+    )
+    sizes: dict[str, Size] = Field(
+        default_factory=dict, description="sizes of the layer, where its rules have fixed ones"
+    )
+    about: str = Field(default="", description="why, for the reader")
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.layer not in LAYERS:
+            raise ValueError(f"no layer is called '{self.layer}'; there are {', '.join(LAYERS)}")
+        layer = LAYERS[self.layer]
+        for side in (self.source, self.target):
+            if side not in layer.conventions:
+                known = ", ".join(layer.conventions)
+                raise ValueError(f"'{side}' is no convention of {self.layer}, which has {known}")
+        unknown = sorted(self.sizes.keys() - layer.sizes.keys())
+        if unknown:
+            known = ", ".join(layer.sizes)
+            raise ValueError(f"'{unknown[0]}' is no size of {self.layer}, which has {known}")
+        return self
+
+
 def _number(value: Any) -> Any:
     """The value, unless it only equals a number: `true` is no 1."""
     if isinstance(value, bool | float):
@@ -211,6 +245,10 @@ class MappingModel(_Model):
     rules: list[RuleModel] = Field(description="their order means nothing")
     drop: list[DropModel] = Field(default_factory=list)
     make: list[MakeModel] = Field(default_factory=list)
+    probes: list[ProbeModel] = Field(
+        default_factory=list,
+        description="layers that `plan` and `mappings test` compute from both sides' weights",
+    )
     tests: list[ExampleModel] = Field(default_factory=list, description="run by `mappings test`")
 
     @model_validator(mode="before")

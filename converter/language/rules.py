@@ -207,6 +207,26 @@ class Make(NamedTuple):
         )
 
 
+class Probe(NamedTuple):
+    """A layer whose weights `rules`, those of one file, map: a proof of what they do.
+
+    `source` and `target` are conventions of `converter.layers`; `sizes` are those of the file and
+    of the probe; `place` is where it stands, and through which includes it came.
+    """
+
+    layer: str
+    source: str
+    target: str
+    rules: Rules
+    source_scope: str = ""
+    target_scope: str = ""
+    sizes: Mapping[str, int] = {}
+    place: Place = NOWHERE
+
+    def __str__(self) -> str:
+        return f"{self.layer}, {self.source} to {self.target}"
+
+
 @dataclass(frozen=True)
 class Rules:
     """Everything a mapping file says, ready to plan with.
@@ -229,6 +249,7 @@ class Rules:
     within: str = ""
     target_within: str = ""
     only: Callable[[str], bool] | None = None
+    probes: tuple[Probe, ...] = ()
     undone: Rules | None = None  # what this is the inverse of
     texts: Mapping[Path, str] = field(default_factory=dict)  # of the file, then of its includes
 
@@ -297,6 +318,7 @@ class Rules:
             rules=tuple(replace(r, optional=True) if optional else r for r in rules),
             drops=tuple(drop.within(source, place) for drop in self.drops),
             target_drops=tuple(drop.within(target, place) for drop in self.target_drops),
+            probes=tuple(p._replace(place=p.place.included(place)) for p in self.probes),
             makes=tuple(make._replace(optional=make.optional or optional) for make in makes),
             undone=None,
         )

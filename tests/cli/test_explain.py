@@ -18,6 +18,7 @@ from converter.language.examples import run
 from converter.language.lint import lint
 from converter.language.schema import TITLE
 from converter.plan import Port
+from converter.probes import findings
 from converter.tensors import TensorSpec
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +70,8 @@ def found(code: str, text: str, folder: Path) -> set[str]:
     text, tensors = mapping(text), CODES[code].tensors
     if code in ("MAP140", "MAP141"):
         return {each.code for each in run(text, folder / "m.yaml")[1]}
+    if code == "MAP142":
+        return {each.code for each in findings(text, folder / "m.yaml")[1]}
     if not tensors:
         return {each.code for each in lint(text, folder / "m.yaml")} - ({"MAP130"} - {code})
     specs = {}
