@@ -11,7 +11,7 @@ import difflib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -23,6 +23,7 @@ from converter.language.load import load
 from converter.language.names import Bindings, Selector, Template, TemplateError, parse, split
 from converter.language.rules import Drop, Make, Place, Rule, Rules
 from converter.layout import Array, Computed, View
+from converter.ops.values import CastFloats
 from converter.tensors import Checkpoint, Tensor, TensorSpec, dtype_of
 
 CONTRACT = "converter.contract"  # the metadata key under which an output carries its contract
@@ -185,6 +186,15 @@ def identity() -> Port:
     """The mapping that changes nothing: every tensor keeps its name."""
     source, target = parse(["{name:path}", "{name}"], {})
     return Port(Rules((Rule((source,), (target,)),)))
+
+
+def casting(dtype: str) -> Port:
+    """The mapping that casts floating-point numbers; every other tensor stays as it is.
+
+    Raises ValueError when it is no dtype of floating-point numbers.
+    """
+    (rule,) = identity().rules.rules
+    return Port(Rules((replace(rule, ops=(CastFloats(to=dtype),)),), name=f"cast to {dtype}"))
 
 
 def plan(

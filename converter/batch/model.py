@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from converter.files import size_of
 from converter.language.names import TemplateError, parse_selector
-from converter.ops.values import numeric
+from converter.ops.values import floating, numeric
 
 VARIABLE = r"\$\{[A-Za-z_][A-Za-z0-9_]*\}"
 MAX_TEXT = 4096  # characters of a path or a pattern
@@ -27,7 +27,7 @@ def _selector(text: str) -> str:
 
 
 def _dtype(name: str) -> str:
-    if numeric(name).kind not in "fV":  # ml_dtypes' are V for NumPy
+    if not floating(numeric(name)):
         raise ValueError(f"'{name}' is no dtype of floating-point numbers")
     return name
 

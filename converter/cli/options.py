@@ -105,6 +105,12 @@ def mapping_options(command: Command) -> Command:
                 type=Assignment(),
                 help="Set a size that the mapping names.",
             ),
+            click.option(
+                "--dtype",
+                default="",
+                metavar="DTYPE",
+                help="Cast floating-point numbers to it at the end, e.g. float16.",
+            ),
         )
     ):
         command = option(command)
@@ -122,6 +128,7 @@ class Request:
     only: Sequence[str] = ()
     drop: Sequence[str] = ()
     sizes: Sequence[tuple[str, int]] = ()
+    dtype: str = ""
 
     def given(self) -> dict[str, Any]:
         """The options that were given, for a record."""
@@ -131,7 +138,7 @@ class Request:
 
     def ports(self, source: Checkpoint) -> list[Port]:
         """The mappings to apply to a checkpoint, in this order."""
-        from converter.plan import Port, identity, port
+        from converter.plan import Port, casting, identity, port
 
         sizes = dict(self.sizes)
         found = [port(name, sizes=sizes) for name in self.names] or [identity()]
@@ -145,6 +152,11 @@ class Request:
             found = [found[0].only(self.chooses), *(one.only(lambda _: True) for one in found[1:])]
         if self.drop:
             found[0] = Port(self.dropping(found[0].rules, source))
+        if self.dtype:
+            try:
+                found.append(casting(self.dtype))
+            except ValueError as error:
+                raise click.UsageError(f"--dtype {self.dtype}: no dtype of floats") from error
         return found
 
     @cached_property

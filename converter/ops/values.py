@@ -134,3 +134,29 @@ class Cast(UnaryOp):
 
     def to_file(self) -> Any:
         return self.to if self.source is None else {"from": self.source, "to": self.to}
+
+
+class CastFloats(Cast):
+    """A cast of floating-point numbers that leaves tensors of other kinds alone.
+
+    Not in `OPS`: a mapping says which of its tensors it casts.
+    """
+
+    @field_validator("to")
+    @classmethod
+    def _of_floats(cls, value: str) -> str:
+        if not floating(dtype_of(value)):
+            raise ValueError(f"'{value}' is no dtype of floating-point numbers")
+        return value
+
+    def apply_one(self, view: View) -> View:
+        return super().apply_one(view) if floating(view.dtype) else view
+
+
+def floating(dtype: np.dtype[Any]) -> bool:
+    """Is it a dtype of real floating-point numbers, NumPy's or ml_dtypes'?"""
+    try:
+        ml_dtypes.finfo(dtype)
+    except ValueError:
+        return False
+    return dtype.kind != "c"
