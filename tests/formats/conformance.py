@@ -121,14 +121,34 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 class CountingSystem(files.System):
-    """Counts the bytes that are read."""
+    """Counts the bytes that are read, and notes the files that are opened."""
 
     nbytes = 0
+
+    def __init__(self) -> None:
+        self.opened: set[Path] = set()
+
+    def open(self, path: Path, flags: int) -> int:
+        fd = super().open(path, flags)
+        self.opened.add(path)
+        return fd
 
     def read(self, fd: int, buffer: memoryview, offset: int) -> int:
         count = super().read(fd, buffer, offset)
         self.nbytes += count
         return count
+
+
+def check_files(path: Path, folder: Path, system: CountingSystem) -> None:
+    """A checkpoint knows all files that it is read from, which here are all that there are."""
+    system.opened.clear()
+    with formats.open_checkpoint(path) as checkpoint:
+        for tensor in checkpoint.values():
+            tensor.numpy()
+        known = set(checkpoint.files)
+    assert len(known) == len(checkpoint.files)
+    assert {each for each in system.opened if each.is_relative_to(folder)} <= known
+    assert known == {each for each in folder.rglob("*") if each.is_file()}
 
 
 class FormatConformance:
@@ -287,6 +307,11 @@ class FormatConformance:
                     assert data == arrays[name].tobytes()
 
     # ── reading no more than is needed ───────────────────────────────────────────────────────
+
+    def test_it_knows_its_files(self, tmp_path: Path, counted: CountingSystem) -> None:
+        arrays = {n: make("float32", (3, 5), n) for n in ("a", "b")}
+        self.write(tmp_path / self.target, arrays)
+        check_files(tmp_path / self.target, tmp_path, counted)
 
     def test_opening_reads_headers_only(self, tmp_path: Path, counted: CountingSystem) -> None:
         array = make("float32", (2000, 1000))

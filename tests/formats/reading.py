@@ -25,6 +25,7 @@ from conformance import (
     Array,
     Arrays,
     CountingSystem,
+    check_files,
     content,
     differences,
     make,
@@ -156,6 +157,10 @@ class ReadingConformance:
             assert {n: str(s) for n, s in checkpoint.specs.items()} == {
                 n + self.suffix: str(TensorSpec(a.shape, a.dtype)) for n, a in self.small().items()
             }
+
+    def test_it_knows_its_files(self, tmp_path: Path, counted: CountingSystem) -> None:
+        self.make(tmp_path / self.target, self.small())
+        check_files(tmp_path / self.target, tmp_path, counted)
 
     def test_extents_are_the_bytes(self, tmp_path: Path) -> None:
         self.make(tmp_path / self.target, self.small())

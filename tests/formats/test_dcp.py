@@ -190,6 +190,8 @@ def test_chunks_of_several_files(tmp_path):
     assert np.array_equal(load(write(tmp_path / "x"))["w"], WHOLE)
     with formats.open_checkpoint(tmp_path / "x") as checkpoint:
         part = checkpoint["w"].view.transpose((1, 0)).take(0, 3, 5).numpy()
+        assert sorted(checkpoint.files) == sorted((tmp_path / "x").iterdir())
+        assert len(checkpoint.files) > 2
     assert np.array_equal(part, WHOLE.T[3:5])
 
 

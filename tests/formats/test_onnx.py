@@ -234,6 +234,8 @@ def test_external_data(tmp_path: Path) -> None:
     with converter.open(tmp_path / "m.onnx") as checkpoint:
         assert checkpoint.ties == (("a", "d"),)
         assert checkpoint["a"].extent == (tmp_path / "w.bin", 2, 48)
+        assert sorted(checkpoint.files) == sorted(p for p in tmp_path.rglob("*") if p.is_file())
+        assert checkpoint.files[0] == tmp_path / "m.onnx"
 
 
 def test_a_cache_of_links(tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ def test_tensors_across_shards(shard: int, tmp_path: Path) -> None:
     assert differences(read(tmp_path / "m.json"), arrays) == []
     with converter.open(tmp_path / "m.json") as checkpoint:
         assert same(checkpoint["a"].view.take(0, 1, 3).numpy(), arrays["a"][1:3])
+        assert sorted(checkpoint.files) == sorted(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("kind", ["uint8", "uint16"])
