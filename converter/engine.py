@@ -23,7 +23,7 @@ import numpy as np
 from converter import formats
 from converter.errors import LimitError, UnrepresentableError, context
 from converter.files import StagedFile
-from converter.layout import Array, Box
+from converter.layout import KERNEL, Array, Box
 from converter.tensors import STRING, Checkpoint, Tensor, TensorSpec
 
 READERS = 2  # threads that read; the caller writes, which leaves it time to spare
@@ -31,9 +31,9 @@ BUFFERS = 2  # one for each of them
 WINDOW = 96 << 20  # bytes of all buffers together, unless told
 WHOLE = 448 << 20  # bytes of permuted tensors that are put together in memory, unless told
 PIECE = 4 << 20  # bytes that are checksummed and written while they are in the cache
-BASE = 64 << 20  # bytes of the interpreter and the libraries, as measured
-SCRATCH = 12 << 20  # the copy kernel's and the checksum's buffers, generously
-SMALLEST_WINDOW = 6 << 20
+BASE = 74 << 20  # bytes of the interpreter and the libraries, h5py among them, as measured
+SCRATCH = 6 << 20  # what is written is read again and checksummed through these
+SMALLEST_WINDOW = 4 << 20
 
 Progress = Callable[[str, int], None]
 
@@ -60,13 +60,15 @@ def memory(limit: int | None) -> Memory:
     if limit is None:
         return Memory(WINDOW, WHOLE)
     room = limit - BASE - SCRATCH
-    if room < SMALLEST_WINDOW:
+    # A thread's copy kernel takes as much as its buffer, to a certain size.
+    window = max(room // 2, room - BUFFERS * KERNEL)
+    if window < SMALLEST_WINDOW:
         raise LimitError(
             "the memory limit is too small",
-            expected=f"at least {(BASE + SCRATCH + SMALLEST_WINDOW) >> 20} MiB",
+            expected=f"at least {(BASE + SCRATCH + 2 * SMALLEST_WINDOW) >> 20} MiB",
             found=f"{limit >> 20} MiB",
         )
-    return Memory(min(room, WINDOW), min(max(0, room - WINDOW), WHOLE))
+    return Memory(min(window, WINDOW), min(max(0, window - WINDOW), WHOLE))
 
 
 def peak_memory(specs: Mapping[str, TensorSpec], limit: int | None = None) -> int:
@@ -74,7 +76,8 @@ def peak_memory(specs: Mapping[str, TensorSpec], limit: int | None = None) -> in
     window, whole = memory(limit)
     largest = max((spec.nbytes for spec in specs.values()), default=0)
     together = largest if window // BUFFERS < largest <= whole else 0
-    return BASE + SCRATCH + min(window, BUFFERS * largest) + together
+    buffers = BUFFERS * min(window // BUFFERS, largest)
+    return BASE + SCRATCH + buffers + min(buffers, BUFFERS * KERNEL) + together
 
 
 def check(specs: Mapping[str, TensorSpec], row: formats.Format) -> None:

@@ -45,6 +45,7 @@ Factors = tuple[tuple[int, int], ...]  # (size, stride in elements) each, outerm
 TILE = 768 << 10  # what is turned at once: it should stay in the second-level cache
 RUN = 1536  # of a row of a tile, which leaves room for long columns
 READ_RUN = 32 << 10  # a read costs a system call, so gather tiles until it is this long
+KERNEL = 18 << 20  # scratch memory at most: tiles side by side until a read is long enough
 READ_MOST = 256 << 10  # what is read before it is copied on, which it should be from the cache
 GOOD_RUN = 8 << 10  # elements in a row that are as good as any number
 GAP = 32 << 10  # reading through a hole of this size costs no more than a second read
