@@ -304,15 +304,16 @@ class _Planner:
         if not name.startswith(self.rules.within):
             self.left.append(name)
             return True
+        fitting = [drop for drop in drops if drop.matches(name)]
         claims: list[Rule | Drop] = []
-        for index, nth in candidates:
+        for index, nth in () if any(drop.group for drop in fitting) else candidates:
             rule = self.rules.rules[index]
             bindings = rule.sources[nth].match(name)
             if bindings is not None and not rule.leaves(name, bindings):
                 claims.append(rule)
                 self.join(groups[index], rule, nth, bindings, name)
-        drop = next((drop for drop in drops if drop.matches(name)), None)
-        if drop is not None:
+        if fitting:  # whatever their order in the file
+            drop = min(fitting, key=lambda drop: (drop.group, drop.matches.text, drop.because))
             self.dropped[name] = drop.because
             claims.append(drop)
         if len(claims) > 1:

@@ -320,6 +320,20 @@ def test_what_is_dropped_has_a_reason():
     }
 
 
+def test_a_group_comes_before_the_rules():
+    port = mapping(
+        "  - {source: '{r:path}', target: 'net/{r}'}\n"
+        "drop: [{group: optimizer_slots}, {group: counters}]"
+    )
+    plan = port.plan(specs("fc/w fc/w/Momentum global_step"))
+    assert made(plan) == {"net/fc/w": ("fc/w",)}
+    assert plan.dropped == {
+        "fc/w/Momentum": "an optimizer's state",
+        "global_step": "a training counter",
+    }
+    assert made(port.inverse().plan(plan.specs)) == {"fc/w": ("net/fc/w",)}
+
+
 def test_targets_that_are_dropped_are_left_out_on_the_way_back():
     port = mapping("  - {source: a, target: b}\ndrop: [{target: 'n*', because: torch counts}]")
     plan = port.inverse().plan(specs("b num"))

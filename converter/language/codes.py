@@ -111,12 +111,24 @@ CODES: dict[str, Code] = {
         "mapping: 1\ninclude:\n  - mapping: layers/dense-keras-torch\n",
     ),
     "MAP111": Code(
-        "two rules claim one source or one target",
+        "two rules, or a rule and a drop or a constant, claim one name",
         "The order of rules means nothing, so one of them leaves the name to the other by "
         "`except`.  The message has a name that both would take.",
         "- {source: 'conv{i}', target: 'c{i}'}\n- {source: conv1, target: first}\n",
         "- {source: 'conv{i}', target: 'c{i}', except: [conv1]}\n"
         "- {source: conv1, target: first}\n",
+    ),
+    "MAP112": Code(
+        "included mappings contradict each other's contract",
+        "The whole has one contract for each side.  Where parts differ, this file says which "
+        "holds.",
+        "mapping: 1\ninclude:\n"
+        "  - {mapping: vgg16/slim-torchvision, source: a/, target: a.}\n"
+        "  - {mapping: vgg16/fasterrcnn-pytorch, source: b/, target: b.}\n",
+        "mapping: 1\nsource: {contract: {channels: RGB, mean: none}}\n"
+        "target: {contract: {channels: RGB, mean: none}}\ninclude:\n"
+        "  - {mapping: vgg16/slim-torchvision, source: a/, target: a.}\n"
+        "  - {mapping: vgg16/fasterrcnn-pytorch, source: b/, target: b.}\n",
     ),
     "MAP120": Code(
         "no way back",
@@ -199,21 +211,16 @@ CODES: dict[str, Code] = {
     ),
     "PLN203": Code(
         "a source tensor is claimed more than once",
-        "A tensor is mapped or dropped, not both; a rule leaves a name to a drop by `except`.",
-        "mapping: 1\nrules:\n  - {source: 'conv{i}', target: 'c{i}'}\n"
-        "drop:\n  - {source: conv1, because: not needed}\n",
-        "mapping: 1\nrules:\n  - {source: 'conv{i}', target: 'c{i}', except: [conv1]}\n"
-        "drop:\n  - {source: conv1, because: not needed}\n",
-        "conv1 float32 [2]\nconv2 float32 [2]\n",
+        "Loading finds that for all names that can be (MAP111), but its search has a bound; the "
+        "plan finds the rest.",
+        "two of very many rules that both take the tensor",
+        "a rule leaves a name to others by `except`",
     ),
     "PLN204": Code(
         "a target tensor is made more than once",
-        "One of the two would be lost.",
-        "mapping: 1\nrules:\n  - {source: 'b{i}', target: 'x{i}'}\n"
-        "make:\n  - {target: x1, because: it is asked for}\n",
-        "mapping: 1\nrules:\n  - {source: 'b{i}', target: 'x{i}'}\n"
-        "make:\n  - {target: x2, because: it is asked for}\n",
-        "b1 float32 [2]\n",
+        "One of the two would be lost.  As with PLN203, what loading did not see is found here.",
+        "two of very many rules that both make the tensor",
+        "a rule leaves a name to others by `except`",
     ),
     "PLN205": Code(
         "a source is missing that a rule needs beside others",

@@ -104,7 +104,7 @@ def examine(
     """The rules of a document, as far as they can be read, and every problem, by place."""
     compiler = _Compiler(path, document, Chain(path))
     rules = compiler.compile(sizes or {})
-    problems = [*compiler.problems, *overlaps(rules.rules)]
+    problems = [*compiler.problems, *overlaps(rules)]
     return rules, sorted(problems, key=lambda d: (d.path != path, str(d.path), d.line, d.column))
 
 
@@ -156,7 +156,7 @@ class _Compiler:
         rules = [self.rule(*entry) for entry in self.sound("rules", model.rules)]
         drops = [self.drops(*entry) for entry in self.sound("drop", model.drop)]
         makes = [self.make(*entry) for entry in self.sound("make", model.make)]
-        parts = [self.include(*entry) for entry in self.sound("include", model.include)]
+        parts = [self.include(*entry) for entry in enumerate(model.include)]
         found = Rules(
             (*filter(None, rules), *(rule for part in parts for rule in part.rules)),
             tuple(drop for source, _ in drops for drop in source)
@@ -169,10 +169,8 @@ class _Compiler:
             self.path,
             model.source.model,
             model.target.model,
-            {k: v for part in parts for k, v in part.source_contract.items()}
-            | model.source.contract,
-            {k: v for part in parts for k, v in part.target_contract.items()}
-            | model.target.contract,
+            self.contract("source", parts, model.source.contract),
+            self.contract("target", parts, model.target.contract),
             texts=self.chain.texts,
         )
         own = tuple(self.probe(found, *entry) for entry in self.sound("probes", model.probes))
@@ -191,6 +189,23 @@ class _Compiler:
             self.place("probes", index),
         )
 
+    def contract(self, side: str, parts: Sequence[Rules], own: Mapping[str, Any]) -> dict[str, Any]:
+        """The contract of a side: what this file says, and what its parts say without it."""
+        found: dict[str, tuple[Any, Rules]] = {}
+        for index, part in enumerate(parts):
+            for key, value in getattr(part, f"{side}_contract").items():
+                said, other = found.setdefault(key, (value, part))
+                if said != value and key not in own:
+                    self.problem(
+                        "MAP112",
+                        f"{part.name} and {other.name} contradict each other: the {side}'s {key}",
+                        self.place("include", index, "mapping"),
+                        expected=f"{key}: {said}",
+                        found=f"{key}: {value}",
+                        hint=f"say which holds, in the `contract` of this mapping's {side}",
+                    )
+        return {key: value for key, (value, _) in found.items()} | dict(own)
+
     def check_sizes(self, sizes: Mapping[str, int], declared: Mapping[str, int | None]) -> None:
         """Sizes from outside must be of this mapping; only in names may they be 0."""
         in_names = names.words_in_braces(self.document.data)
@@ -208,6 +223,8 @@ class _Compiler:
 
     def include(self, index: int, model: IncludeModel) -> Rules:
         """The rules of another mapping under names of this one; none after noting what is wrong."""
+        if ("include", index) in self.refused:
+            return Rules(())
         place = self.place("include", index)
         exclude = self.selectors(model.exclude, "include", index, "except")
         try:
@@ -584,7 +601,9 @@ class _Compiler:
         if model.group:
             because, patterns = GROUPS[model.group]
             reason = model.because or because
-            found = [Drop(names.parse_selector(text), reason, place) for text in patterns]
+            found = [
+                Drop(names.parse_selector(text), reason, place, group=True) for text in patterns
+            ]
             return found, found
         side = "source" if model.source is not None else "target"
         text = model.source if model.source is not None else model.target
@@ -615,6 +634,10 @@ class _Compiler:
                 where(0, 0),
                 hint="name the sources that have it: `each: ...`",
             )
+        elif each and each.holes - templates[0].holes:
+            hole = min(each.holes - templates[0].holes)
+            text = f"hole '{hole}' is not in the target, so names would collide"
+            self.problem("MAP104", text, where(1, 0))
         shape: tuple[int, ...] | None = None if each is not None else ()
         if model.shape is not None:
             known = [self.sizes.get(n, n) if isinstance(n, str) else n for n in model.shape]

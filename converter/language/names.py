@@ -639,6 +639,11 @@ class Selector:
             position += len(text)
         return (*parts, *self.after)
 
+    @property
+    def tokens(self) -> tuple[Token | Star, ...]:
+        """What a name is made of, but for the prefix under which a mapping is used."""
+        return self._parts
+
     @cached_property
     def _suffix(self) -> str:
         last = self._parts[-1] if self._parts else Text("")

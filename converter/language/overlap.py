@@ -1,24 +1,39 @@
-"""Do two rules claim one name?  Found when a mapping is loaded, with such a name as a witness.
+"""Do two rules, or a rule and a drop or a constant, claim one name?
 
-Two templates are compared by walking through both at once: a state is a place in each, an edge a
-character that both can take there.  A few names found so are tried on the rules as they are, with
-their repeated holes, tables and exceptions; only a name that both take is reported.
+Found when a mapping is loaded, with such a name as a witness.  Two patterns are compared by walking
+through both at once: a state is a place in each, an edge a character that both can take there.  A
+few names found so are tried on the rules as they are, with their repeated holes, tables and
+exceptions; only a name that both take is reported.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections import defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from converter.errors import Diagnostic
-from converter.language.names import Bindings, Hole, Lookup, Template, TemplateError, Text, Token
-from converter.language.rules import Rule
+from converter.language.names import (
+    Bindings,
+    Hole,
+    Lookup,
+    Selector,
+    Star,
+    Template,
+    TemplateError,
+    Text,
+    Token,
+)
+from converter.language.rules import Make, Place, Rule, Rules
 
 MAX_VISITS = 4  # of a state, by different names
 MAX_STATES = 50_000  # of all pairs together; what is left unseen, the plan finds
 MAX_TRIED = 64  # names that both templates may take
+
+DROPS = {"sources": "drops", "targets": "target_drops"}
+_NO_CLASH = ({"drop"}, {"drop", "constant"})  # going back, what was made is dropped
 
 DIGIT, WORD, ANY = "digit", "word", "any"  # what one character may be, besides itself
 _DIGITS = "91"
@@ -28,44 +43,77 @@ State = tuple[int, int, int]  # token, alternative, character; -1 where it is no
 
 
 class _Claim(NamedTuple):
-    """A template of a rule."""
+    """A pattern by which something takes names, or makes them; `number` counts whose it is."""
 
-    rule: Rule
-    template: Template
+    kind: str  # "rule", "drop" or "constant"
     number: int
+    place: Place
+    pattern: Template | Selector
+    takes: Callable[[str], bool]  # the pattern, and all that is said besides
 
 
-def overlaps(rules: Sequence[Rule]) -> list[Diagnostic]:
-    """An error for each pair of rules that can take one source, or make one target."""
+def overlaps(rules: Rules) -> list[Diagnostic]:
+    """An error for each two that can take one source, or make one target: rules, drops, constants.
+
+    A drop may name what another drops; those of groups come before the rules, so they never clash.
+    """
     found: list[Diagnostic] = []
-    told: set[tuple[int, int]] = set()
+    told: set[tuple[int, int, str]] = set()
     budget = itertools.repeat(None, MAX_STATES)
     for side in ("sources", "targets"):
-        claims = [
-            _Claim(rule, template, index)
-            for index, rule in enumerate(rules)
-            for template in getattr(rule, side)
-        ]
-        for one, other in _candidates(claims):
-            pair = (one.number, other.number)
+        for one, other in _candidates(list(_all_claims(rules, side))):
+            pair = (one.number, other.number, "" if other.kind == "rule" else side)
             if pair not in told:
-                name = _witness(one, other, side, budget)
+                name = _witness(one, other, budget)
                 if name is not None:
                     told.add(pair)
                     found.append(_diagnostic(one, other, side, name))
     return found
 
 
+def _all_claims(rules: Rules, side: str) -> Iterator[_Claim]:
+    """The claims of a side; each rule, constant and drop has a number of its own."""
+    number = itertools.count()
+    for rule, nth in zip(rules.rules, number, strict=False):
+        place = rule.place if side == "sources" else rule.target_place
+        takes = _takes if side == "sources" else _makes
+        for template in getattr(rule, side):
+            yield _Claim("rule", nth, place, template, partial(takes, rule, template))
+    for make, nth in zip(rules.makes if side == "targets" else (), number, strict=False):
+        yield _Claim("constant", nth, make.place, make.target, partial(_is_made, make))
+    for drop, nth in zip(getattr(rules, DROPS[side]), number, strict=False):
+        if not drop.group:
+            yield _Claim("drop", nth, drop.place, drop.matches, drop.matches)
+
+
+def _takes(rule: Rule, template: Template, name: str) -> bool:
+    bindings = template.match(name)
+    return bindings is not None and not rule.leaves(name, bindings)
+
+
+def _makes(rule: Rule, template: Template, name: str) -> bool:
+    bindings = template.match(name)
+    if bindings is None or rule.leaves_target(name, bindings):
+        return False
+    return _can_be(rule.sources, bindings)
+
+
+def _is_made(make: Make, name: str) -> bool:
+    bindings = make.target.match(name)
+    return bindings is not None and _can_be([make.each] if make.each else [], bindings)
+
+
 def _diagnostic(one: _Claim, other: _Claim, side: str, name: str) -> Diagnostic:
-    does = "take" if side == "sources" else "make"
-    itself = one.number == other.number
-    both = "two templates of the rule" if itself else f"this rule and the one at {one.rule.place}"
-    place = other.rule.place if side == "sources" else other.rule.target_place
-    return place.diagnostic(
+    does = "claim" if "drop" in (one.kind, other.kind) else "take" if side == "sources" else "make"
+    that = "one" if one.kind == other.kind else one.kind
+    both = f"this {other.kind} and the {that} at {one.place}"
+    if one.number == other.number:
+        both = "two templates of the rule"
+    return other.place.diagnostic(
         "MAP111",
         f"{both} {does} one name, e.g. '{name}'",
         expected=f"one rule for each {side.removesuffix('s')}",
-        found=f"`{one.template.text}` and `{other.template.text}`",
+        found=f"`{one.pattern.text}` and `{other.pattern.text}`",
         hint="leave the name to one of them with `except`",
     )
 
@@ -74,50 +122,50 @@ def _candidates(claims: Sequence[_Claim]) -> Iterator[tuple[_Claim, _Claim]]:
     """Pairs that their literal beginnings and ends do not keep apart, each once."""
     buckets: dict[str | None, list[_Claim]] = defaultdict(list)
     for claim in claims:
-        last = dict(claim.template.anchors).get(-1)
+        last = dict(claim.pattern.anchors).get(-1)
         buckets[last].append(claim)
     free = buckets.pop(None, [])
     pairs = [pair for bucket in buckets.values() for pair in itertools.combinations(bucket, 2)]
     pairs += itertools.combinations(free, 2)
     pairs += [(one, other) for one in free for bucket in buckets.values() for other in bucket]
     for one, other in pairs:
-        if _compatible(one.template, other.template):
+        if _compatible(one, other):
             yield (one, other) if one.number <= other.number else (other, one)
 
 
-def _compatible(one: Template, other: Template) -> bool:
+def _compatible(one: _Claim, other: _Claim) -> bool:
     """May both match a name, by the literal text at either end and by literal segments?"""
-    a, b = one.prefix, other.prefix
-    if not (a.startswith(b) or b.startswith(a)):
+    if {one.kind, other.kind} in _NO_CLASH:
         return False
-    a, b = one.suffix, other.suffix
-    if not (a.endswith(b) or b.endswith(a)):
+    (a, y), (b, z) = _ends(one), _ends(other)
+    if not (a.startswith(b) or b.startswith(a)) or not (y.endswith(z) or z.endswith(y)):
         return False
-    anchors = dict(other.anchors)
-    return all(anchors.get(position, text) == text for position, text in one.anchors)
+    anchors = dict(other.pattern.anchors)
+    return all(anchors.get(position, text) == text for position, text in one.pattern.anchors)
 
 
-def _witness(one: _Claim, other: _Claim, side: str, budget: Iterator[None]) -> str | None:
-    """A name that both rules take, or make."""
-    for name in _names(one.template, other.template, budget):
-        if _claims(one, name, side) and _claims(other, name, side):
+def _ends(claim: _Claim) -> tuple[str, str]:
+    """The literal texts that the names start and end with."""
+    tokens = claim.pattern.tokens or (Text(""),)
+    first, last = tokens[0], tokens[-1]
+    return (
+        first.text if isinstance(first, Text) else "",
+        last.text if isinstance(last, Text) else "",
+    )
+
+
+def _witness(one: _Claim, other: _Claim, budget: Iterator[None]) -> str | None:
+    """A name that both take, or make."""
+    for name in _names(one, other, budget):
+        if one.takes(name) and other.takes(name):
             return name
     return None
 
 
-def _claims(claim: _Claim, name: str, side: str) -> bool:
-    bindings = claim.template.match(name)
-    if bindings is None:
-        return False
-    if side == "sources":
-        return not claim.rule.leaves(name, bindings)
-    return not claim.rule.leaves_target(name, bindings) and _has_source(claim.rule, bindings)
-
-
-def _has_source(rule: Rule, bindings: Bindings) -> bool:
-    """Can a source be called so that the rule makes this target?"""
+def _can_be(templates: Sequence[Template], bindings: Bindings) -> bool:
+    """Can sources be called so, as far as these bindings say?"""
     try:
-        for template in rule.sources:
+        for template in templates:
             if template.holes <= bindings.keys():
                 template.format(bindings)
     except TemplateError:
@@ -125,13 +173,15 @@ def _has_source(rule: Rule, bindings: Bindings) -> bool:
     return True
 
 
-def _names(one: Template, other: Template, budget: Iterator[None]) -> Iterator[str]:
-    """Names that both templates may match, the shortest first."""
-    for literal, template in ((one, other), (other, one)):
-        if not literal.variables:
-            yield from [literal.prefix] * template(literal.prefix)
+def _names(one: _Claim, other: _Claim, budget: Iterator[None]) -> Iterator[str]:
+    """Names that both patterns may match, the shortest first."""
+    for literal, claim in ((one, other), (other, one)):
+        texts = [token.text for token in literal.pattern.tokens if isinstance(token, Text)]
+        if len(texts) == len(literal.pattern.tokens):
+            name = "".join(texts)
+            yield from [name] * claim.pattern(name)
             return
-    found = _common_names(_Machine(one), _Machine(other), budget)
+    found = _common_names(_Machine(one.pattern.tokens), _Machine(other.pattern.tokens), budget)
     yield from itertools.islice(found, MAX_TRIED)
 
 
@@ -153,19 +203,20 @@ def _common_names(left: _Machine, right: _Machine, budget: Iterator[None]) -> It
 
 
 class _Machine:
-    """The places within a template, and the characters that lead from one to the next."""
+    """The places within a pattern, and the characters that lead from one to the next."""
 
-    def __init__(self, template: Template) -> None:
-        self.tokens = template.tokens
+    def __init__(self, tokens: tuple[Token | Star, ...]) -> None:
+        self.tokens = tokens
         self.start: State = (0, -1, 0)
 
     def ends(self, state: State) -> bool:
         """May a name end here?"""
         token, _, character = state
-        if token == len(self.tokens):
-            return True
-        rest = self.tokens[token + 1 :]
-        return character > 0 and _alternatives(self.tokens[token]) is None and not rest
+        if character > 0 and _alternatives(self.tokens[token]) is None:
+            token += 1
+        elif character > 0:
+            return False
+        return all(isinstance(each, Star) for each in self.tokens[token:])
 
     def edges(self, state: State) -> list[tuple[str, State]]:
         """What a character may be here, and where it leads."""
@@ -176,7 +227,8 @@ class _Machine:
         texts = _alternatives(token)
         if texts is None:
             again = [(_class(token), (index, -1, 1))]
-            return again + (self.edges((index + 1, -1, 0)) if character else [])
+            may_end = character or isinstance(token, Star)
+            return again + (self.edges((index + 1, -1, 0)) if may_end else [])
         chosen = range(len(texts)) if alternative < 0 else [alternative]
         found = []
         for k in chosen:
@@ -189,17 +241,19 @@ class _Machine:
         return found
 
 
-def _alternatives(token: Token) -> tuple[str, ...] | None:
+def _alternatives(token: Token | Star) -> tuple[str, ...] | None:
     """The texts that a token may be, where it is one of some."""
     if isinstance(token, Text):
         return (token.text,)
     if isinstance(token, Lookup):
         return tuple(token.table.entries.values())
-    return token.choices if token.kind == "choice" else None
+    return token.choices if isinstance(token, Hole) and token.kind == "choice" else None
 
 
-def _class(token: Token) -> str:
-    """What each character of a hole is."""
+def _class(token: Token | Star) -> str:
+    """What each character of a hole or a star is."""
+    if isinstance(token, Star):
+        return ANY if token.wide else WORD
     kind = token.kind if isinstance(token, Hole) else None
     return {"int": DIGIT, "word": WORD}.get(str(kind), ANY)
 

@@ -165,11 +165,12 @@ def _left(
 
 
 class Drop(NamedTuple):
-    """Names that go nowhere, and why."""
+    """Names that go nowhere, and why; those of a `group` are no rule's."""
 
     matches: Selector | Template
     because: str
     place: Place = NOWHERE
+    group: bool = False
 
     def scoped(self, scope: str) -> Drop:
         """The same under a prefix."""

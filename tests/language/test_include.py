@@ -135,6 +135,38 @@ def test_contracts_of_parts_hold_where_the_whole_does_not_speak(tmp_path, block)
     assert rules.source_contract == {"channels": "BGR", "range": "0..1"}
 
 
+def test_contracts_of_parts_that_contradict_each_other_are_found(tmp_path, block):
+    other = tmp_path / "parts" / "other.yaml"
+    text = "mapping: 1\nname: other\nsource: {contract: {channels: BGR, range: 0..1}}\nrules: []\n"
+    other.write_text(text, "utf-8")
+    lines = "{mapping: parts/block.yaml}", "{mapping: parts/other.yaml}"
+    with pytest.raises(
+        MappingError, match="contradict each other: the source's channels"
+    ) as caught:
+        load(including(tmp_path, *lines))
+    (found,) = caught.value.diagnostics
+    assert (found.code, found.line, found.column) == ("MAP112", 4, 15)
+    assert (found.expected, found.found) == ("channels: RGB", "channels: BGR")
+    head = "source: {contract: {channels: BGR}}\n"
+    rules = load(including(tmp_path, *lines, head=head))
+    assert rules.source_contract == {"channels": "BGR", "range": "0..1"}
+
+
+def test_drops_of_one_part_and_rules_of_another_are_compared(tmp_path, block):
+    """The place is that of the drop, in its file; the include that brought it is said."""
+    found = problems(
+        including(
+            tmp_path,
+            "{mapping: parts/block.yaml, source: a/, target: a.}",
+            "{mapping: parts/block.yaml, source: a/conv1/, target: b.}",
+            head="rules: [{source: a/step/step, target: x}]\n",
+        )
+    )
+    assert [(code, line) for code, line, _ in found] == [("MAP111", 10)]
+    assert "claim one name, e.g. 'a/step/step'" in found[0][2]
+    assert "included at" in found[0][2]
+
+
 def test_parts_include_parts(tmp_path, block):
     middle = tmp_path / "parts" / "stage.yaml"
     middle.write_text(

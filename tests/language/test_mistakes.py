@@ -402,6 +402,27 @@ def two_rules_make_one_target(w: Writer) -> Case | None:
 
 
 @mistake
+def a_drop_names_what_a_rule_takes(w: Writer) -> Case | None:
+    line = w.pick(lambda text: "source:" in text and "conv{b}_{k}/kernel" in text)
+    if line is None:
+        return None
+    name = w.lines[line].strip().removeprefix("- source: ").split("/")[0]
+    drop = w.pick(lambda text: "global_step" in text)
+    w.lines.insert(drop + 1, f'  - {{source: "{name}/**", because: not needed}}')
+    return Case("\n".join(w.lines) + "\n", drop + 2, range(5, 6), ("MAP111",))
+
+
+@mistake
+def a_constant_is_what_a_rule_makes(w: Writer) -> Case | None:
+    line = w.pick(lambda text: "target:" in text and "{p:weight|bias}" in text)
+    if line is None:
+        return None
+    name = w.lines[line].strip().removeprefix("target: ").split(".")[0]
+    w.lines.append(f"  - {{target: {name}.bias, because: asked for}}")
+    return Case("\n".join(w.lines) + "\n", len(w.lines), range(5, 6), ("MAP111",))
+
+
+@mistake
 def a_drop_has_no_reason(w: Writer) -> Case:
     line = w.pick(lambda text: "global_step" in text)
     return w.case(line, ", because: a counter", "", ("MAP002",)) and Case(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 
 import pytest
 
@@ -77,6 +78,62 @@ def test_an_exception_that_is_too_narrow_does_not_resolve():
 def test_targets_are_compared_too():
     rules = ("{source: 'a{i}', target: 'z.{i}.w'}", "{source: 'b{i}', target: 'z.{i}.w'}")
     assert witness(*rules) == "z.9.w"
+
+
+CLASHES = {  # rules, then the clash: where, and with which name
+    "a drop of what a rule takes": (
+        "rules: [{source: 'a{i}', target: 'b{i}'}]\ndrop:\n  - {source: 'a*', because: x}\n",
+        (4, 5, "this drop and the rule at m.yaml:2 claim one name, e.g. 'a9'"),
+    ),
+    "a drop of anything": (
+        "rules: [{source: 'x/{i}/w', target: 'b{i}'}]\ndrop: [{source: '**/w', because: x}]",
+        (3, 8, "claim one name, e.g. 'x/9/w'"),
+    ),
+    "a drop of one name": (
+        "rules: [{source: '{r:path}', target: '{r}'}]\ndrop: [{source: step, because: x}]",
+        (3, 8, "claim one name, e.g. 'step'"),
+    ),
+    "a dropped target that a rule makes": (
+        "rules: [{source: a, target: b}]\ndrop: [{target: '*', because: x}]",
+        (3, 8, "this drop and the rule at m.yaml:2 claim one name, e.g. 'b'"),
+    ),
+    "a constant that a rule makes": (
+        "rules: [{source: 'a{i}', target: 'b.{i}'}]\nmake: [{target: b.3}]",
+        (3, 8, "this constant and the rule at m.yaml:2 make one name, e.g. 'b.3'"),
+    ),
+    "constants for each that a rule makes": (
+        "rules: [{source: a, target: b.0.w}]\nmake: [{target: '{p}.w', each: 'a/{p:path}'}]",
+        (3, 8, "make one name, e.g. 'b.0.w'"),
+    ),
+    "two constants": (
+        "rules: [{source: a, target: b}]\nmake:\n  - {target: c}\n  - {target: c}\n",
+        (5, 5, "this constant and the one at m.yaml:4 make one name, e.g. 'c'"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CLASHES)
+def test_drops_and_constants_are_compared_with_rules(name):
+    text, (line, column, says) = CLASHES[name]
+    (found,) = examine(read(f"mapping: 1\n{text}", None), Path("m.yaml"))[1]
+    assert (found.code, found.line, found.column) == ("MAP111", line, column)
+    assert says in found.message
+
+
+PEACE = [
+    "rules: [{source: 'a{i}', target: 'b{i}', except: [a1]}]\ndrop: [{source: a1, because: x}]",
+    "rules: [{source: 'a{i}', target: 'b{i}'}]\ndrop: [{source: 'a*b', because: x}]",
+    "rules: [{source: 'a/{x:word}', target: '{x}'}]\ndrop: [{source: 'a/*/*', because: x}]",
+    "rules: [{source: 'a{i}', target: 'b{i}', except: [b1]}]\nmake: [{target: b1}]",
+    "rules: []\ndrop: [{source: 'x*', because: x}, {source: '*y', because: y}]",
+    "rules: [{source: '{r:path}', target: '{r}'}]\ndrop: [{group: optimizer_slots}]",
+    "rules: [{source: a, target: b}]\nmake: [{target: global_step}]\ndrop: [{group: counters}]",
+]
+
+
+@pytest.mark.parametrize("text", PEACE)
+def test_what_is_left_to_others_is_no_clash(text):
+    assert examine(read(f"mapping: 1\n{text}", None), None)[1] == []
 
 
 def test_all_pairs_are_told_at_once():
