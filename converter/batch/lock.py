@@ -137,23 +137,24 @@ class Lock:
                 )
         return Path(os.path.relpath(path, self.folder)).as_posix()
 
-    def stale(self, entry: Entry, manifest: Manifest, seen: Seen) -> str:
-        """Why an entry is to be made (again); "" when what it made is there and right."""
+    def changed(self, entry: Entry, manifest: Manifest, seen: Seen) -> str:
+        """Why what the lock says of an entry does not hold any more; "" when it does."""
         done = self.entries.get(entry.name)
         if done is None:
             return "new"
-        wanted = asked(entry, manifest)
-        for key, value in wanted.items():
+        for key, value in asked(entry, manifest).items():
             if getattr(done, key) != value:
-                return f"another {key.removesuffix('s')}" if key != "options" else "other options"
+                return "other options" if key == "options" else f"another {key.removesuffix('s')}"
         for name in entry.mappings:
             if self.name(find(name)) not in done.files:
                 return f"mapping {name} lies elsewhere"
         if entry.source.is_file() and self.name(entry.source) not in done.files:
             return "the source is another file"
-        return self.differs(done.files, "changed", seen) or self.differs(
-            done.outputs, "is not what was written", seen
-        )
+        return self.differs(done.files, "changed", seen)
+
+    def damaged(self, entry: Entry, seen: Seen) -> str:
+        """Which output of an entry is not what was written; "" when all are."""
+        return self.differs(self.entries[entry.name].outputs, "is not what was written", seen)
 
     def differs(self, wanted: Mapping[str, str], how: str, seen: Seen) -> str:
         """The first file that is not as it was, in words; "" when all are."""
@@ -208,21 +209,21 @@ class Seen:
         """The SHA-256 of each file; only those are read that look different from before."""
         wanted = list(dict.fromkeys(paths))
         found: dict[Path, str] = {}
-        stamps = {path: _stamp(path) for path in wanted}
+        stamps = {path: stamp_of(path) for path in wanted}
         for path, stamp in stamps.items():
             known = self.known.get(_key(path))
             if known and known[0] == stamp:
                 found[path] = known[1]
         rest = [path for path in wanted if path not in found]
         self.hashed += len(rest)
-        hashed = in_parallel([lambda path=path: _hash(path) for path in rest]) if rest else []  # type: ignore[misc]
+        hashed = in_parallel([lambda path=path: digest_of(path) for path in rest]) if rest else []  # type: ignore[misc]
         for path, digest in zip(rest, hashed, strict=True):
             self.note(path, stamps[path], digest)
         return found | dict(zip(rest, hashed, strict=True))
 
     def note(self, path: Path, stamp: Stamp, digest: str) -> None:
         """Remember the digest of a file that looked like this before it was hashed."""
-        if stamp == _stamp(path):
+        if stamp == stamp_of(path):
             self.known[_key(path)] = stamp, digest
 
     def write(self) -> None:
@@ -236,7 +237,7 @@ def _key(path: Path) -> str:
     return os.path.abspath(path)  # noqa: PTH100 - links are kept
 
 
-def _stamp(path: Path) -> Stamp:
+def stamp_of(path: Path) -> Stamp:
     """What a file is known by: size, time of change of content and of facts, device, inode."""
     try:
         facts = path.stat()
@@ -245,9 +246,9 @@ def _stamp(path: Path) -> Stamp:
     return (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_dev, facts.st_ino)
 
 
-def _hash(path: Path) -> str:
+def digest_of(path: Path) -> str:
     """The digest, begun so long after the last change that a later one shows in the times."""
-    changed = max(_stamp(path)[1:3])
+    changed = max(stamp_of(path)[1:3])
     wait = changed + RACY_NS - time.time_ns()
     if 0 < wait <= RACY_NS:
         time.sleep(wait / 1e9)

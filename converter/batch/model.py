@@ -133,7 +133,8 @@ def schema() -> dict[str, Any]:
         },
         "$defs": definitions,
     }
-    return draft_07(manifest, "checkpoint-converter manifest")
+    head = {"$schema": "http://json-schema.org/draft-07/schema#"}
+    return head | dict(draft_07(manifest, "checkpoint-converter manifest"))
 
 
 def _or_variable(field: dict[str, Any]) -> dict[str, Any]:

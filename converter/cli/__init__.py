@@ -35,7 +35,7 @@ TERMINATED = 143
 
 COMMANDS = (
     *("inspect", "show", "diff", "plan", "why", "convert", "verify", "infer", "roundtrip"),
-    *("lint", "mappings", "formats", "ops", "explain", "schema"),
+    *("batch", "lint", "mappings", "formats", "ops", "explain", "schema"),
 )
 
 

@@ -98,21 +98,24 @@ def _concise(diagnostics: Sequence[Diagnostic], echo: Callable[[str], None]) -> 
 
 
 def _json(diagnostics: Sequence[Diagnostic], files: Sequence[Path]) -> None:
+    say_json(findings_json(diagnostics, files))
+
+
+def findings_json(diagnostics: Sequence[Diagnostic], files: Sequence[Path]) -> dict[str, Any]:
+    """Findings, and the files that were looked at, as one document."""
     found = Counter(each.severity for each in diagnostics)
     rows = [
         diagnostic_json(each) | {"file": uri(each.path) if each.path else None}
         for each in diagnostics
     ]
-    say_json(
-        {
-            "schema_version": 1,
-            "converter": __version__,
-            "files": [uri(path) for path in files],
-            "errors": found["error"],
-            "warnings": found["warning"],
-            "diagnostics": rows,
-        }
-    )
+    return {
+        "schema_version": 1,
+        "converter": __version__,
+        "files": [uri(path) for path in files],
+        "errors": found["error"],
+        "warnings": found["warning"],
+        "diagnostics": rows,
+    }
 
 
 def _github(diagnostics: Sequence[Diagnostic], _: Sequence[Path]) -> None:
@@ -186,33 +189,46 @@ def _junit(diagnostics: Sequence[Diagnostic], files: Sequence[Path]) -> None:
     root = ET.Element("testsuites", name="converter")
     failures = 0
     for name, cases in groups.items():
-        suite_of = ET.SubElement(root, "testsuite", name=_xml(name), file=_xml(name), errors="0")
+        suite_of = ET.SubElement(
+            root, "testsuite", name=plain_xml(name), file=plain_xml(name), errors="0"
+        )
         failed = sum(any(each.severity == "error" for each in case) for case in cases.values())
         suite_of.attrib |= {"tests": str(len(cases) or 1), "failures": str(failed)}
         failures += failed
         for (code, line), case in cases.items():
             _case(suite_of, name, f"{code} line {line}" if line else code, code, case)
         if not cases:
-            ET.SubElement(suite_of, "testcase", name=_xml(name), classname="converter", time="0")
+            ET.SubElement(
+                suite_of, "testcase", name=plain_xml(name), classname="converter", time="0"
+            )
     tests = sum(max(len(cases), 1) for cases in groups.values())
     root.attrib |= {"tests": str(tests), "failures": str(failures), "errors": "0"}
-    ET.indent(root)
-    say(ET.tostring(root, "us-ascii", xml_declaration=True).decode())
+    say(xml_text(root))
 
 
 def _case(suite: Any, path: str, name: str, code: str, found: Sequence[Diagnostic]) -> None:
     from xml.etree import ElementTree as ET
 
     case = ET.SubElement(suite, "testcase", name=name, classname=code, time="0")
-    text = _xml("\n\n".join(f"{path}:{each.line}:{each.column}: {_text(each)}" for each in found))
+    text = plain_xml(
+        "\n\n".join(f"{path}:{each.line}:{each.column}: {_text(each)}" for each in found)
+    )
     if any(each.severity == "error" for each in found):
         first = next(each for each in found if each.severity == "error")
-        ET.SubElement(case, "failure", type=code, message=_xml(first.message)).text = text
+        ET.SubElement(case, "failure", type=code, message=plain_xml(first.message)).text = text
     else:
         ET.SubElement(case, "system-out").text = text
 
 
-def _xml(text: str) -> str:
+def xml_text(root: Any) -> str:
+    """The document, indented."""
+    from xml.etree import ElementTree as ET
+
+    ET.indent(root)
+    return str(ET.tostring(root, "us-ascii", xml_declaration=True).decode())
+
+
+def plain_xml(text: str) -> str:
     """The text without the characters that XML cannot hold at all."""
     return _NO_XML.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 

@@ -78,7 +78,7 @@ def draft_07(node: Any, title: str = TITLE) -> Any:
         if key == "$ref":
             out[key] = value.replace("#/$defs/", "#/definitions/")
         elif key in ("properties", "definitions", "$defs"):  # their keys are names, of any word
-            out[_WORDS.get(key, key)] = {
+            out[str(_WORDS.get(key, key))] = {
                 name: draft_07(each, title) for name, each in value.items()
             }
         elif key != "title" or value == title:

@@ -156,7 +156,7 @@ class CastFloats(Cast):
 def floating(dtype: np.dtype[Any]) -> bool:
     """Is it a dtype of real floating-point numbers, NumPy's or ml_dtypes'?"""
     try:
-        ml_dtypes.finfo(dtype)
+        ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
     except ValueError:
         return False
     return dtype.kind != "c"
