@@ -25,8 +25,9 @@ from converter.errors import (
 from converter.files import File
 from converter.formats import open_checkpoint
 from converter.language.include import shipped
-from converter.language.rules import Make, Place, Rule, Rules
+from converter.language.rules import Make, Place, Probe, Rule, Rules
 from converter.plan import Plan, Step, trace
+from converter.probes import outcomes, proofs
 from converter.tensors import Checkpoint, TensorSpec, dtype_name
 
 SCHEMA_VERSION = 1
@@ -150,7 +151,8 @@ def _at(place: Place, rules: Rules) -> str:
 
 def ledger(plan: Plan) -> Record:
     """One mapping's plan: every step with the specs after each op, every drop, and the rules."""
-    rules = plan.rules
+    rules, ran = plan.rules, outcomes(plan.rules)
+    proved = proofs(plan, ran)
     traced: dict[Any, list[list[str]]] = {}
     return {
         "mapping": rules.name,
@@ -161,10 +163,21 @@ def ledger(plan: Plan) -> Record:
             *(_rule(rule, str(rule), rule.about, rules) for rule in rules.rules),
             *(_rule(make, make.target.text, make.because, rules) for make in rules.makes),
         ],
-        "steps": [_step(step, plan, traced) for step in plan.steps],
+        "steps": [
+            _step(step, plan, traced) | {"proved_by": _named(proved.get(step.target))}
+            for step in plan.steps
+        ],
         "dropped": [{"name": name, "because": why} for name, why in plan.dropped.items()],
         "left": list(plan.left),
+        "probes": [
+            {"probe": str(each.probe), "at": _at(each.probe.place, rules), "agrees": each.agrees}
+            for each in ran
+        ],
     }
+
+
+def _named(probe: Probe | None) -> str | None:
+    return None if probe is None else str(probe)
 
 
 def _rule(rule: Rule | Make, text: str, about: str, rules: Rules) -> Record:
@@ -278,6 +291,7 @@ def read(path: Path) -> Record:
         for row in (*record["outputs"], *record["lineage"]):
             sound &= all(isinstance(row[key], str) for key in ("name", "sha256"))
             sound &= isinstance(row["nbytes"], int)
+        sound &= all(_is_plain(row["name"]) for row in record["outputs"])
         sound &= bool(record["outputs"]) and isinstance(record["target"], str)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _no_record(path) from error
@@ -286,6 +300,11 @@ def read(path: Path) -> Record:
     if not sound:
         raise _no_record(path)
     return dict(record)
+
+
+def _is_plain(name: str) -> bool:
+    """Whether a name is that of a file in the target's folder."""
+    return bool(name) and Path(name).name == name and "\0" not in name
 
 
 def _no_record(path: Path) -> CorruptFileError:
