@@ -249,7 +249,7 @@ def test_every_code_has_a_row():
     found = set()
     for path in (ROOT / "converter").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
-        found |= set(re.findall(r'"((?:MAP|PLN|SRC|DST|SEC|VER)\d{3})"', text))
+        found |= set(re.findall(r'"((?:MAP|PLN|SRC|DST|SEC|VER|BAT)\d{3})"', text))
     listed = [cells[0].strip("`") for cells in rows("docs/language.md", "| code | meaning |")]
     assert sorted(found) == sorted(listed)
 

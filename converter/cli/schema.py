@@ -1,4 +1,4 @@
-"""`converter schema`: the JSON Schema of mapping files, for editors."""
+"""`converter schema`: the JSON Schemas of mapping files and manifests, for editors."""
 
 from __future__ import annotations
 
@@ -16,12 +16,23 @@ from converter.cli.output import hint, json_text, say
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write it to a file, whose place `converter lint --fix` then tells your mappings.",
 )
+@click.option(
+    "--of",
+    "kind",
+    type=click.Choice(["mapping", "manifest"]),
+    default="mapping",
+    show_default=True,
+    help="Which files it is for.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace the file if it exists.")
-def schema(output: Path | None, overwrite: bool) -> None:
-    """Print the JSON Schema of mapping files; editors complete and check with it."""
+def schema(output: Path | None, kind: str, overwrite: bool) -> None:
+    """Print a JSON Schema, with which editors complete and check mapping files or manifests."""
     from converter.errors import TargetError, TargetExistsError
-    from converter.language.schema import schema as described
 
+    if kind == "manifest":
+        from converter.batch.model import schema as described
+    else:
+        from converter.language.schema import schema as described
     text = json_text(described()) + "\n"
     if output is None:
         say(text.rstrip("\n"))

@@ -132,12 +132,14 @@ def _work(task: Message, answers: TextIO, lines: queue.SimpleQueue[str]) -> None
         name, mapped, plans = prepared(task, checkpoint)
         peak = peak_memory(mapped.specs)
         _say(answers, {"peak": peak})
+        memory = json.loads(lines.get())["max_memory"]
+        target.parent.mkdir(parents=True, exist_ok=True)
         saved = save(
             mapped,
             target,
             format=name,
             overwrite=task["replace"],
-            max_memory=json.loads(lines.get())["max_memory"],
+            max_memory=memory,
             shard_nbytes=options.get("shard_size"),
         )
         if reports or task["verify"]:

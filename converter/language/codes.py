@@ -346,4 +346,45 @@ CODES: dict[str, Code] = {
         "the target was changed after it was converted",
         "convert again",
     ),
+    "BAT101": Code(
+        "two entries of a manifest have one name or one target",
+        "A matrix needs its axes in the target: `${axis}`.",
+        "batch: 1\nentries:\n  - {source: a.pt, target: c.npz}\n"
+        "  - {source: b.pt, target: c.npz}\n",
+        "batch: 1\nentries:\n  - {source: a.pt, target: c.npz}\n"
+        "  - {source: b.pt, target: d.npz}\n",
+    ),
+    "BAT102": Code(
+        "entries wait for each other",
+        "An entry comes after those whose target is its source, and those that it `needs`.",
+        "batch: 1\nentries:\n  - {source: a.pt, target: b.pt}\n  - {source: b.pt, target: a.pt}\n",
+        "batch: 1\nentries:\n  - {source: a.pt, target: b.pt}\n  - {source: b.pt, target: c.pt}\n",
+    ),
+    "BAT103": Code(
+        "a file, a mapping or an entry that a manifest names is not there",
+        "Paths start at the manifest's folder.  A glob that matches nothing is an error unless its "
+        "entry is `optional: true`.",
+        "batch: 1\nentries:\n  - {source: 'in/*.pt', target: 'out/${stem}.npz'}\n",
+        "batch: 1\nentries:\n  - {source: 'in/*.pt', target: 'out/${stem}.npz', optional: true}\n",
+    ),
+    "BAT104": Code(
+        "a matrix cannot be expanded, or nothing gives a value to a variable",
+        "Variables are the axes of the matrix, and `stem`, `file` and `folder` of the source.",
+        "batch: 1\nentries:\n  - {source: a.pt, target: '${dtype}.npz'}\n",
+        "batch: 1\nentries:\n  - source: a.pt\n    target: '${dtype}.npz'\n"
+        "    matrix: {dtype: [float16]}\n    options: {dtype: '${dtype}'}\n",
+    ),
+    "BAT105": Code(
+        "a target would replace what is read",
+        "The source of the entry, a mapping, the manifest or a folder.",
+        "batch: 1\nentries:\n  - {source: a.pt, target: ./a.pt}\n",
+        "batch: 1\nentries:\n  - {source: a.pt, target: b.pt}\n",
+    ),
+    "BAT201": Code(
+        "the lock would change",
+        "With --locked, what is in the manifest, in the files that it names and in the lock must "
+        "agree, and the same bytes must come out.",
+        "a mapping was edited, and the lock was not checked in with it",
+        "converter batch ports.yaml, and check the lock in",
+    ),
 }

@@ -41,6 +41,9 @@ ROWS = [
     (0, "ops"),
     (0, "explain", "PLN202"),
     (0, "schema"),
+    (0, "schema", "--of", "manifest"),
+    (0, "batch", "ports.yaml"),
+    (0, "batch", "ports.yaml", "--plan"),
     # 1: judged and rejected
     (1, "plan", "slim.ckpt", "-m", OTHER),
     (1, "plan", "slim.ckpt", "-m", OTHER, "--format", "json"),
@@ -61,6 +64,10 @@ ROWS = [
     (1, "infer", "slim.ckpt", "strings.ckpt"),
     (1, "why", FC6, "slim.ckpt", "-m", "broken.yaml"),
     (1, "lint", "broken.yaml"),
+    (1, "batch", "broken.yaml"),
+    (1, "batch", "failing.yaml"),
+    (1, "batch", "failing.yaml", "--plan"),
+    (1, "batch", "ports.yaml", "--locked"),
     # 2: usage
     (2, "no-such-command"),
     (2, "--no-such-option"),
@@ -87,6 +94,9 @@ ROWS = [
     (2, "infer", "slim.ckpt"),
     (2, "why", FC6),
     (2, "lint"),
+    (2, "batch"),
+    (2, "batch", "ports.yaml", "--jobs", "0"),
+    (2, "batch", "ports.yaml", "--entry", "missing"),
     (2, "ops", "no-such-op"),
     (2, "explain", "no-such-code"),
     (2, "schema", "extra"),
@@ -114,6 +124,8 @@ ROWS = [
     (3, "why", FC6, "missing.ckpt", "-m", MAPPING),
     (3, "why", "missing", "slim.ckpt", "-m", MAPPING),
     (3, "lint", "missing.yaml"),
+    (3, "batch", "missing.yaml"),
+    (3, "batch", "odd.yaml"),
     # 4: refused for safety
     (4, "inspect", "evil.pt"),
     (4, "show", "evil.pt", FC6),
@@ -132,6 +144,7 @@ ROWS = [
     (4, "infer", "slim.ckpt", "evil.pt"),
     (4, "infer", "slim.ckpt", "slim.pt", "-o", "broken.yaml"),
     (4, "why", FC6, "evil.pt", "-m", MAPPING),
+    (4, "batch", "ports.yaml", "--max-memory", "64MiB"),
 ]
 
 
@@ -145,6 +158,11 @@ def scene(folder, tmp_path):
     checkpoints.write(folder / "strings.ckpt", {"words": np.array([b"a", b"b"], object)})
     (folder / "empty").mkdir()
     (folder / "broken.yaml").write_text("mapping: 1\nruels: []\n")
+    entry = "batch: 1\nentries:\n  - {source: slim.ckpt, target: "
+    (folder / "ports.yaml").write_text(f"{entry}out.npz}}\n")
+    (folder / "failing.yaml").write_text(f"{entry}slim.pt}}\n")  # it is there, and none of ours
+    (folder / "odd.yaml").write_text(f"{entry}out.npz}}\n")
+    (folder / "odd.lock.json").write_text("{}")
     (folder / "lossy.yaml").write_text(
         "mapping: 1\nrules:\n  - {source: '{x:path}', target: '{x}', ops: [cast: float16]}\n"
     )
@@ -176,6 +194,7 @@ def test_every_command_has_each_code_that_it_can_give():
         "roundtrip": {0, 1, 2, 3, 4},
         "infer": {0, 1, 2, 3, 4},
         "why": {0, 1, 2, 3, 4},
+        "batch": {0, 1, 2, 3, 4},
         "lint": {0, 1, 2, 3},
         "ops": {0, 2},
         "explain": {0, 2},
