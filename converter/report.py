@@ -154,6 +154,7 @@ def ledger(plan: Plan) -> Record:
     rules, ran = plan.rules, outcomes(plan.rules)
     proved = proofs(plan, ran)
     traced: dict[Any, list[list[str]]] = {}
+    order = {id(rule): nth for nth, rule in enumerate((*rules.rules, *rules.makes))}
     return {
         "mapping": rules.name,
         "source_nbytes": plan.source_nbytes,
@@ -164,7 +165,8 @@ def ledger(plan: Plan) -> Record:
             *(_rule(make, make.target.text, make.because, rules) for make in rules.makes),
         ],
         "steps": [
-            _step(step, plan, traced) | {"proved_by": _named(proved.get(step.target))}
+            _step(step, plan, traced)
+            | {"nth": order[id(step.rule)], "proved_by": _named(proved.get(step.target))}
             for step in plan.steps
         ],
         "dropped": [{"name": name, "because": why} for name, why in plan.dropped.items()],

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from converter import __version__
-from converter.cli.output import json_text
+from converter.cli.output import finite, json_text
 from converter.cli.reports import diagnostic_json
 
 if TYPE_CHECKING:
@@ -112,18 +112,18 @@ def write_report(path: Path, record: dict[str, Any]) -> None:
     if path.suffix in PAGES:
         from converter.cli.page import page
 
-        text = MARK.format(command=record["command"]) + page(kept)
+        text = MARK.format(command=record["command"]) + page(finite(kept))
     else:
         text = json_text(kept) + "\n"
     try:
         if path.is_symlink() or (path.exists() and not path.is_file()):
-            path.write_text(text, encoding="utf-8")
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
             return
     except OSError as error:
         raise TargetError(f"the report cannot be written: {error.strerror}", path=path) from error
     publication = Publication([path], overwrite=True)
     try:
-        publication.files[0].write(0, text.encode())
+        publication.files[0].write(0, text.encode(errors="backslashreplace"))
         publication.commit()
     finally:
         publication.abort()
