@@ -37,6 +37,11 @@ class Outcome:
     proved: frozenset[Proved] = frozenset()
     problem: Diagnostic | None = None
 
+    @property
+    def agrees(self) -> bool:
+        """Are both sides' outputs the same?"""
+        return self.problem is None
+
 
 class _Disagreement(Exception):  # noqa: N818 - no error of ours: it becomes a finding
     """What a probe found wrong."""

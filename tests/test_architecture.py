@@ -29,7 +29,7 @@ ARROWS = {
     "language": {"errors", "layers", "layout", "ops", "tensors"},
     "plan": {"errors", "language", "layout", "ops", "tensors"},
     "digests": {"files", "tensors"},
-    "report": {"digests", "errors", "files", "formats", "language", "plan", "tensors"},
+    "report": {"digests", "errors", "files", "formats", "language", "plan", "probes", "tensors"},
     "probes": {"errors", "language", "layers", "layout", "plan", "tensors"},
     "engine": {"errors", "files", "formats", "layout", "tensors"},
     "compare": {"errors", "layout", "tensors"},

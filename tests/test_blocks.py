@@ -6,7 +6,7 @@ loads them, strictly, and runs its own layer on the same input.  Each framework 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 import converter
 from converter.language import load, shipped_names
+from converter.layers import LAYERS
 from converter.plan import port
 from converter.tensors import from_arrays
 from tests import oracles
@@ -52,8 +53,18 @@ def mapped(name: str, weights: dict[str, Array]) -> dict[str, Array]:
     return {key: tensor.numpy() for key, tensor in target.items()}
 
 
+class Ran(NamedTuple):
+    """A layer that both frameworks ran: weights before and after the block, input, outputs."""
+
+    source: dict[str, Array]
+    target: dict[str, Array]
+    x: Array
+    expected: Array
+    found: Array
+
+
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
+def ran(tmp_path_factory):
     """For each block: what the source's layer computes, and what PyTorch's does."""
     needed = oracles.missing("keras", "tensorflow", "flax", "torch")
     if needed:
@@ -66,24 +77,47 @@ def outputs(tmp_path_factory):
             case, _, name = key.partition("|")
             cases.setdefault(case, {})[name] = array
     expected = {case: arrays.pop("y") for case, arrays in cases.items()}
-    given = {}
-    for case, arrays in cases.items():
-        x = arrays.pop("x")
-        if case == "dense-flatten-flax-torch":  # Flax flattens nothing by itself
-            x = x.reshape(-1, 9, 8, 4)
-        state = {**mapped(case, arrays), "x": x}
-        given |= {f"{case}|{name}": array for name, array in state.items()}
+    inputs = {case: arrays.pop("x") for case, arrays in cases.items()}
+    flattened = "dense-flatten-flax-torch"  # Flax flattens nothing by itself
+    inputs[flattened] = inputs[flattened].reshape(-1, 9, 8, 4)
+    states = {case: mapped(case, arrays) for case, arrays in cases.items()}
+    given = {
+        f"{case}|{name}": array
+        for case, state in states.items()
+        for name, array in {**state, "x": inputs[case]}.items()
+    }
     oracles.save_arrays(folder / "state.npz", given)
     oracles.run("torch_layers", folder / "state.npz", folder / "torch.npz")
-    return expected, oracles.load_arrays(folder / "torch.npz")
+    found = oracles.load_arrays(folder / "torch.npz")
+    return {
+        case: Ran(cases[case], states[case], inputs[case], expected[case], found[case])
+        for case in cases
+    }
 
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("name", KERAS + FLAX)
-def test_the_layers_of_both_sides_compute_the_same(outputs, name):
-    expected, found = outputs
-    assert found[name].shape == expected[name].shape
-    np.testing.assert_allclose(found[name], expected[name], atol=1e-5, rtol=1e-5)
+def test_the_layers_of_both_sides_compute_the_same(ran, name):
+    layer = ran[name]
+    assert layer.found.shape == layer.expected.shape
+    np.testing.assert_allclose(layer.found, layer.expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("name", KERAS + FLAX)
+def test_the_conventions_of_probes_are_those_of_the_real_layers(ran, name):
+    """What NumPy computes of the weights of either side is what the framework's layer did."""
+    real = ran[name]
+    probes = load(f"layers/{name.replace('conv1-', 'conv-')}").probes
+    rank = f"{real.x.ndim - 2}d"  # a convolution has a probe for each number of axes
+    probe = next((probe for probe in probes if rank in probe.layer), probes[0])
+    layer = LAYERS[probe.layer]
+    sizes = {**layer.sizes, "u": 5, **SIZES.get(name, {})}
+    sides = ((probe.source, real.source, real.expected), (probe.target, real.target, real.found))
+    for convention, weights, output in sides:
+        found = layer.conventions[convention](weights, real.x, sizes)
+        assert found.shape == output.shape
+        np.testing.assert_allclose(found, output, atol=1e-5, rtol=1e-5)
 
 
 # Names of TF-Slim, whose layers are those of Keras under other names.

@@ -23,6 +23,7 @@ from converter.cli.reports import diagnostic_json, judged, output_format_option,
 
 if TYPE_CHECKING:
     from converter.plan import Plan, Step
+    from converter.probes import Outcome
 
 LISTED = 8  # rows of a list in the summary; --all shows the rest
 
@@ -50,6 +51,7 @@ def plan(  # noqa: C901, PLR0913 - one parameter an option, and one branch a sty
     from converter.engine import peak_memory
     from converter.errors import MappingError
     from converter.formats import open_checkpoint
+    from converter.probes import outcomes
     from converter.report import Files
 
     request = Request(**options)
@@ -58,6 +60,8 @@ def plan(  # noqa: C901, PLR0913 - one parameter an option, and one branch a sty
         _, plans = request.apply(checkpoint, strict=False)
         memory = peak_memory(plans[-1].specs, max_memory)
         problems = [problem for one in plans for problem in one.problems]
+        ran = [outcomes(one.rules) for one in plans]
+        problems += [each.problem for found in ran for each in found if each.problem]
         if target and not plans[-1].errors:
             problems += unrepresentable(plans[-1].specs, target)
         rejected = any(problem.severity == "error" for problem in problems)
@@ -73,8 +77,8 @@ def plan(  # noqa: C901, PLR0913 - one parameter an option, and one branch a sty
         elif style == "json":
             say_json(as_json(plans, problems, memory))
         else:
-            for one in plans:
-                print_plan(one, everything=everything)
+            for one, found in zip(plans, ran, strict=True):
+                print_plan(one, found, everything=everything)
             say(f"memory: about {memory / (1 << 20):.0f} MiB at the peak")
     if rejected:
         if style == "json" or output != "full":
@@ -104,8 +108,10 @@ def unrepresentable(specs: Any, name: str) -> list[Any]:
     ]
 
 
-def print_plan(plan: Plan, *, everything: bool) -> None:
+def print_plan(plan: Plan, ran: Sequence[Outcome], *, everything: bool) -> None:
     """The ledger for people."""
+    from converter.probes import proofs
+
     rules = plan.rules
     if rules.name:
         models = " → ".join(side for side in (rules.source_model, rules.target_model) if side)
@@ -127,7 +133,12 @@ def print_plan(plan: Plan, *, everything: bool) -> None:
     print_rows("made", made, everything=everything)
     changed = [(step.target, step.exactness) for step in plan.steps if step.exactness != "exact"]
     print_rows("not exact", changed, everything=everything)
-    doubts = [(step.target, "; ".join(step.doubts)) for step in plan.steps if step.doubts]
+    proved = {target: f"proved by {probe}" for target, probe in proofs(plan, ran).items()}
+    doubts = [
+        (step.target, "; ".join(step.doubts), proved.get(step.target, "unproved"))
+        for step in sorted(plan.steps, key=lambda step: step.target in proved)
+        if step.doubts
+    ]
     print_rows("shapes cannot confirm", doubts, everything=everything)
 
 

@@ -178,7 +178,9 @@ class ExampleModel(_Model):
 class ProbeModel(_Model):
     """A layer whose weights this file maps, to be computed from those of either side."""
 
-    layer: str = Field(description="what is computed", json_schema_extra={"enum": [*sorted(LAYERS)]})
+    layer: str = Field(
+        description="what is computed", json_schema_extra={"enum": [*sorted(LAYERS)]}
+    )
     source: str = Field(description="whose convention the source's weights follow, e.g. `keras`")
     target: str = Field(description="whose convention the target's weights follow, e.g. `torch`")
     source_scope: str = Field(

@@ -49,7 +49,8 @@ class Convention:
             for name, value in self.defaults.items()
             if name not in weights
         } | {name: array.astype(np.float64) for name, array in weights.items()}
-        return self.compute(wide, x, sizes)
+        with np.errstate(all="ignore"):  # of wrong weights: a NaN equals nothing
+            return self.compute(wide, x, sizes)
 
 
 def normal(random: np.random.Generator, shape: tuple[int, ...], _: Sizes) -> Array:
