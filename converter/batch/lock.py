@@ -74,18 +74,13 @@ class _Kept(_Model):
 def asked(entry: Entry, manifest: Manifest) -> dict[str, Any]:
     """What an entry asks for, apart from the contents of files: the first fields of `Done`."""
     source = manifest.near(entry.source) + (f"#{entry.part}" if entry.part else "")
-    here = [manifest.near(Path(name)) if _is_path(name) else name for name in entry.mappings]
     return {
         "converter": __version__,
         "source": source,
         "target": manifest.near(entry.target),
-        "mappings": here,
+        "mappings": [manifest.near_mapping(name) for name in entry.mappings],
         "options": entry.options.model_dump(exclude_defaults=True),
     }
-
-
-def _is_path(name: str) -> bool:
-    return name.endswith((".yaml", ".yml"))
 
 
 class Lock:

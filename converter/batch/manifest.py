@@ -22,6 +22,7 @@ import itertools
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +40,7 @@ from converter.batch.model import (
 from converter.errors import Diagnostic, MappingError
 from converter.formats import FORMATS
 from converter.language import yaml
+from converter.language.load import SUFFIXES
 from converter.language.rules import Place
 
 MAX_ENTRIES = 10_000
@@ -85,6 +87,10 @@ class Manifest:
     def near(self, path: Path) -> str:
         """A path as the lock names it: from the manifest's folder, with `/`."""
         return Path(os.path.relpath(path, self.folder)).as_posix()
+
+    def near_mapping(self, name: str) -> str:
+        """A mapping as the lock names it: a path likewise, or a shipped name."""
+        return self.near(Path(name)) if name.endswith(SUFFIXES) else name
 
 
 def load(path: Path, made: Iterable[Path] = ()) -> Manifest:
@@ -161,18 +167,18 @@ class _Reader:
         if "matrix" in data and not self.axes(data["matrix"], here):
             return
         axes = data.get("matrix", {})
-        named: dict[str, Entry] = {}
+        made: list[tuple[tuple[Any, ...], Entry]] = []
         for values in itertools.product(*axes.values()):
-            point = dict(zip(axes, values, strict=True))
             self.tries += 1
             if self.tries > MAX_ENTRIES:
                 break
-            for entry in self.at_point(data, point, here, defaults):
-                if entry.name in named and point:  # the matrix tells them apart
-                    shown = ", ".join(map(str, values))
-                    entry = replace(entry, name=f"{entry.name} ({shown})")  # noqa: PLW2901
-                named[entry.name] = entry
-                yield entry
+            point = dict(zip(axes, values, strict=True))
+            made += ((values, entry) for entry in self.at_point(data, point, here, defaults))
+        often = Counter(entry.name for _, entry in made)
+        for values, entry in made:
+            shown = f" ({', '.join(map(str, values))})"  # the matrix tells them apart
+            several = axes and often[entry.name] > 1
+            yield replace(entry, name=entry.name + shown) if several else entry
 
     def axes(self, axes: Any, here: yaml.Path) -> bool:
         """Whether a matrix can be expanded."""
@@ -231,7 +237,7 @@ class _Reader:
     def mapping(self, name: str) -> str:
         """A mapping's file beside the manifest, or the name as it is: a shipped one."""
         path = self.beside(name)
-        return str(path) if os.path.isfile(path) or name.endswith((".yaml", ".yml")) else name
+        return str(path) if os.path.isfile(path) or name.endswith(SUFFIXES) else name
 
     def beside(self, text: str) -> Path:
         """A path of the manifest, as seen from the working folder."""

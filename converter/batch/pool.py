@@ -13,6 +13,7 @@ import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self
 
 from converter.engine import BASE, SCRATCH, SMALLEST_WINDOW
@@ -68,11 +69,12 @@ class Budget:
 
 
 class Pool:
-    """Workers, each started when it is needed; leave the context to end them."""
+    """Workers in a folder, each started when it is needed; leave the context to end them."""
 
-    def __init__(self, command: Sequence[str], budget: Budget) -> None:
+    def __init__(self, command: Sequence[str], budget: Budget, folder: Path) -> None:
         self.answers: queue.SimpleQueue[tuple[str, Message]] = queue.SimpleQueue()
         self._command = list(command)
+        self._folder = folder
         self._budget = budget
         self._tasks: queue.SimpleQueue[tuple[str, Message] | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
@@ -136,6 +138,7 @@ class Pool:
                 stdout=subprocess.PIPE,
                 encoding="utf-8",
                 bufsize=1,
+                cwd=self._folder,
                 env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
             )
             self._processes.add(process)

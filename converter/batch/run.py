@@ -34,7 +34,8 @@ class Outcome:
 class Run:
     """The entries of a manifest that are to be brought up to date.
 
-    `task` turns an entry into what a worker is told.  With `locked`, the lock is only compared.
+    `task` turns an entry into what a worker is told, which works in the manifest's folder: what is
+    written down there does not depend on where the run was started.  With `locked`, the lock is only compared.
     """
 
     manifest: Manifest
@@ -128,19 +129,22 @@ class Run:
 
     def outcome(self, entry: Entry, why: str, answer: Message) -> Outcome:
         """What a worker's answer means."""
+        folder = self.manifest.folder
         if "done" not in answer:
             failed = answer.get("failed") or [
                 {"code": "CVT000", "message": f"the worker was {answer.get('died', 'confused')}"}
             ]
-            return Outcome(entry, "failed", why, tuple(finding(entry, each) for each in failed))
+            return Outcome(
+                entry, "failed", why, tuple(finding(entry, each, folder) for each in failed)
+            )
         facts = answer["done"]
         for path, (*stamp, digest) in facts["known"].items():
-            self.seen.note(Path(path), tuple(stamp), digest)
+            self.seen.note(folder / path, tuple(stamp), digest)
         known = {path: row[-1] for path, row in facts["known"].items()}
         done = Done(
             **asked(entry, self.manifest),
-            files={self.lock.name(Path(path)): known[path] for path in facts["read"]},
-            outputs={self.lock.name(Path(path)): known[path] for path in facts["outputs"]},
+            files={self.lock.name(folder / path): known[path] for path in facts["read"]},
+            outputs={self.lock.name(folder / path): known[path] for path in facts["outputs"]},
         )
         before = self.lock.entries.get(entry.name)
         if self.locked and done != before:
@@ -188,11 +192,11 @@ def error_json(error: ConverterError) -> Message:
     return {"code": error.code, "message": text, **facts}
 
 
-def finding(entry: Entry, found: Message) -> Diagnostic:
+def finding(entry: Entry, found: Message, folder: Path = Path()) -> Diagnostic:
     """What was found about an entry, where it is: in a mapping, or else at the entry itself."""
     facts = {key: value for key, value in found.items() if key in Diagnostic._fields}
     if found.get("file"):
-        return Diagnostic(**facts, path=Path(found["file"]))
+        return Diagnostic(**facts, path=folder / found["file"])
     home = {"SRC": "source", "DST": "target", "SEC": "target", "MAP": "options", "PLN": "mapping"}
     key = home.get(found["code"][:3], "")
     place = entry.at.get(key, entry.place)

@@ -53,6 +53,17 @@ class Commands(click.Group):
         module = importlib.import_module(f"converter.cli.{name}")
         return cast("click.Command", getattr(module, name))
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that is called, knowing its settings."""
+        from converter.cli.settings import apply
+
+        name, command, rest = super().resolve_command(ctx, args)
+        if name and command and not ctx.resilient_parsing:
+            apply(ctx, name, command, self)
+        return name, command, rest
+
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="converter")

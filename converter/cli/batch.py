@@ -83,7 +83,7 @@ def batch(  # noqa: PLR0913 - one parameter an option
         loaded,
         lock,
         seen,
-        lambda entry: task(entry, reports, verify=verify),
+        lambda entry: task(entry, loaded, reports, verify=verify),
         entries,
         fail_fast=fail_fast,
         locked=locked,
@@ -97,7 +97,7 @@ def batch(  # noqa: PLR0913 - one parameter an option
         if reports:
             reports.mkdir(parents=True, exist_ok=True)
         with seen.held():
-            with Pool(COMMAND, budget) as pool:
+            with Pool(COMMAND, budget, loaded.folder) as pool:
                 outcomes = [told(outcome) for outcome in run.go(pool)]
             if not locked:
                 lock.write()
@@ -134,14 +134,15 @@ def left_over(lock: Lock, manifest: Manifest, *, locked: bool) -> list[Diagnosti
     return [Diagnostic("BAT201", text, path=manifest.path, line=1, column=1, end_column=2)]
 
 
-def task(entry: Entry, reports: Path | None, *, verify: bool) -> dict[str, Any]:
-    """What a worker is told."""
+def task(entry: Entry, manifest: Manifest, reports: Path | None, *, verify: bool) -> dict[str, Any]:
+    """What a worker is told, whose working folder is the manifest's."""
+    part = f"#{entry.part}" if entry.part else ""
     return {
-        "source": str(entry.opens),
-        "target": str(entry.target),
-        "mappings": list(entry.mappings),
+        "source": manifest.near(entry.source) + part,
+        "target": manifest.near(entry.target),
+        "mappings": [manifest.near_mapping(name) for name in entry.mappings],
         "options": entry.options.model_dump(exclude_defaults=True),
-        "reports": [str(path) for path in pages(entry, reports)],
+        "reports": [str(path.resolve()) for path in pages(entry, reports)],
         "verify": verify,
     }
 
@@ -207,7 +208,9 @@ def judge(
         source = stack.enter_context(open_checkpoint(entry.opens))
     elif entry.part:
         source = source.under(entry.part)
-    name, mapped, _ = prepared(task(entry, None, verify=False), source)
+    options = entry.options.model_dump(exclude_defaults=True)
+    asked = {"target": entry.target, "mappings": entry.mappings, "options": options}
+    name, mapped, _ = prepared(asked, source)
     made |= {Path(f"{entry.target}{end}"): mapped for end in ("", ".index", ".index.json")}
     specs = mapped.specs
     return {

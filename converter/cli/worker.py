@@ -24,6 +24,7 @@ from typing import Any, TextIO
 
 import click
 
+import converter
 from converter import digests
 from converter.batch import lock
 from converter.batch.run import error_json
@@ -44,7 +45,8 @@ from converter.plan import Plan
 from converter.report import Files, converted
 from converter.tensors import Checkpoint
 
-COMMAND = (sys.executable, "-P", "-m", "converter.cli.worker")
+_START = "import sys; sys.path.append(sys.argv[1]); from converter.cli.worker import main; main()"
+COMMAND = (sys.executable, "-P", "-c", _START, str(Path(converter.__file__).parents[1]))
 
 _OF_REQUEST = {field.name for field in fields(Request)} - {"names"}
 
@@ -177,7 +179,3 @@ def _digested(stamps: Mapping[Path, lock.Stamp], plans: Sequence[Plan], saved: S
         known[str(path)] = [*stamp, digest]
     read = [str(path) for path in (*stamps, *texts)]
     return {"known": known, "read": read, "outputs": [str(path) for path in saved.files]}
-
-
-if __name__ == "__main__":
-    main()
