@@ -90,10 +90,10 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the name every format has
         if path.is_dir():
             for name in (CONFIG, ABOUT):
                 if (path / name).is_file():
-                    found.metadata[name] = _text(_file(files, path / name))
-            found.take(_hdf5.open_tree(_file(files, path / WEIGHTS)))
+                    found.metadata[name] = _text(found.file(files, path / name))
+            found.take(_hdf5.open_tree(found.file(files, path / WEIGHTS)))
         else:
-            file = _file(files, path)
+            file = found.file(files, path)
             head = file.read(0, min(file.size, 8))
             if head == _hdf5.SIGNATURE:
                 found.take(_hdf5.open_tree(file))
@@ -103,12 +103,6 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the name every format has
                 _open_shards(file, found, files)
         return found.checkpoint(path, files.pop_all())
     raise AssertionError("nothing is suppressed")
-
-
-def _file(files: contextlib.ExitStack, path: Path) -> File:
-    file = File(path)
-    files.callback(file.close)
-    return file
 
 
 def _text(file: File) -> str:
@@ -132,6 +126,14 @@ class _Found:
         self.metadata: dict[str, str] = {}
         self.layers: dict[str, str] = {}
         self.others: dict[str, str] = {}  # entries that are not datasets, with a reason
+        self.files: list[Path] = []
+
+    def file(self, files: contextlib.ExitStack, path: Path) -> File:
+        """Open a file, which is closed with the others."""
+        file = File(path)
+        files.callback(file.close)
+        self.files.append(path)
+        return file
 
     def take(self, root: Group) -> None:
         """Take in the tree of a file."""
@@ -152,7 +154,7 @@ class _Found:
             self.datasets.setdefault(name, Dataset((), {}, None, reason))
         ordered = {name: self.datasets[name] for name in sorted(self.datasets, key=_by_number)}
         return keras_h5.checkpoint(
-            ordered, format="keras-v3", path=path, metadata=self.metadata, on_close=files.close
+            ordered, format="keras-v3", path=path, metadata=self.metadata, files=tuple(self.files), on_close=files.close
         )
 
 
