@@ -232,7 +232,7 @@ def _open_shards(file: File, found: _Found, files: contextlib.ExitStack) -> None
         path = file.path.with_name(_sibling(file.path, name))
         if path.is_symlink():
             raise UnsafeContentError("a shard is a link, which may lead anywhere", found=name)
-        root = _hdf5.open_tree(_file(files, path))
+        root = _hdf5.open_tree(found.file(files, path))
         for group, names in groups.items():
             if name in names and not isinstance(root.find(group.strip("/")), Group):
                 raise CorruptFileError(f"{shown(group)} is not in {name}, as the index says")
