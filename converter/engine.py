@@ -40,12 +40,16 @@ Progress = Callable[[str, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """What was written: the files, and the bytes of all tensors."""
+    """What was written: the files, and the bytes of all tensors.
+
+    `resumed` tensors of them were there from a run that was stopped.
+    """
 
     files: tuple[Path, ...]
     format: str
     tensors: int
     nbytes: int
+    resumed: int = 0
 
 
 class Memory(NamedTuple):
@@ -97,13 +101,16 @@ def save(  # noqa: PLR0913 - how a target is to be written, each by name
     overwrite: bool = False,
     max_memory: int | None = None,
     shard_nbytes: int | None = None,
+    resume: str | None = None,
     progress: Progress | None = None,
 ) -> Saved:
     """Write a checkpoint; the target appears complete and durable, or not at all.
 
     The format is that of the suffix unless given; with `shard_nbytes` it is cut into shards of at
-    most that size, and an index.  `progress(name, nbytes)` is called after each
-    piece.  Raises `TargetError`, `RefusedError`, or what reading the source raises.
+    most that size, and an index.  With `resume`, a text that tells where the values are from,
+    finished shards outlive a failure, and the next call with the same text takes them over.
+    `progress(name, nbytes)` is called after each piece.  Raises `TargetError`, `RefusedError`, or
+    what reading the source raises.
     """
     path = Path(target)
     row = formats.named(format) if format else formats.for_target(path)
@@ -117,6 +124,7 @@ def save(  # noqa: PLR0913 - how a target is to be written, each by name
         ties=checkpoint.ties,
         overwrite=overwrite,
         shard_nbytes=shard_nbytes,
+        resume=resume,
     )
     try:
         places = {name: sink.place(name) for name in sink.order}
@@ -129,9 +137,9 @@ def save(  # noqa: PLR0913 - how a target is to be written, each by name
     except BaseException:
         sink.abort()
         raise
-    return Saved(
-        tuple(sink.files), row.name, len(specs), sum(spec.nbytes for spec in specs.values())
-    )
+    nbytes = sum(spec.nbytes for spec in specs.values())
+    resumed = getattr(sink, "resumed", 0)  # those of one file begin anew
+    return Saved(tuple(sink.files), row.name, len(specs), nbytes, resumed)
 
 
 Place = tuple[StagedFile, int]

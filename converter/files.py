@@ -21,9 +21,10 @@ import stat
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import google_crc32c
@@ -330,15 +331,20 @@ class StagedFile:
     """A file being written under a temporary name, in the folder of its target.
 
     It is locked as long as it has that name: a temporary file that can be locked is a dead one.
+    One that is `kept` outlives its process, so that a later run can adopt it.
     """
 
-    def __init__(self, target: Path) -> None:
+    def __init__(self, target: Path, left: Path | None = None) -> None:
+        """Make one; or take over what a run that died left, `OSError` when it lives."""
         self.target = target
-        self.size = 0
+        self.kept = left is not None
         try:
-            self.path, self._fd = self._create()
+            self.path, self._fd = (left, _claim(left)) if left else self._create()
         except OSError as error:
+            if left:
+                raise
             raise write_error(error, target, "cannot be created") from error
+        self.size = os.fstat(self._fd).st_size
 
     def _create(self) -> tuple[Path, int]:
         while True:
@@ -426,10 +432,11 @@ class StagedFile:
             return False
 
     def discard(self) -> None:
-        """Remove the temporary name, if it is there, and close; harmless when repeated."""
+        """Remove the temporary name, unless it is kept, and close; harmless when repeated."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            _remove(self.path)
+            if not self.kept:
+                _remove(self.path)
             with contextlib.suppress(OSError):
                 system.close(fd)
 
@@ -467,22 +474,29 @@ class Publication:
     Without hard links it stops at 2, which is as good a checkpoint under other names.
 
     Nothing is replaced unless `overwrite` is true, not even a target that appears meanwhile.
-    Temporary files of runs that died are removed when their targets are next written to.
+    Temporary files of runs that died are removed when their targets are next written to, and so
+    are those of `related` targets.  `adopted` files are complete already.
     """
 
     def __init__(
-        self, targets: Sequence[Path], *, overwrite: bool = False, nbytes: int = 0
+        self,
+        targets: Sequence[Path],
+        *,
+        overwrite: bool = False,
+        nbytes: int = 0,
+        adopted: Mapping[Path, StagedFile] = MappingProxyType({}),
+        related: Iterable[Path] = (),
     ) -> None:
         self._overwrite = overwrite
         self._made: list[tuple[StagedFile, Path]] = []  # names to take back when it fails
         self.files: list[StagedFile] = []
-        _sweep(targets)
+        _sweep([*related, *targets])
         for target in targets:
             _check_target(target, overwrite=overwrite)
         _check_space(targets[0], nbytes)
         try:
             for target in targets:
-                self.files.append(StagedFile(target))
+                self.files.append(adopted.get(target) or StagedFile(target))
         except BaseException:
             self.abort()
             raise
@@ -506,7 +520,10 @@ class Publication:
                 for staged in self.files:
                     staged.seal()
                 with _turn(marker.parent) as folder:
-                    return self._publish(folder, interim, obsolete)
+                    paths = self._publish(folder, interim, obsolete)
+            for staged in self.files:
+                staged.kept = False
+            return paths
         finally:
             self.abort()
 
@@ -675,35 +692,55 @@ def _stem(target: Path) -> str:
     return f".{os.fsdecode(os.fsencode(target.name)[:200])}."
 
 
+def temporaries(target: Path) -> list[Path]:
+    """The temporary files of a target, of the living and the dead."""
+    pattern = re.compile(re.escape(_stem(target)) + r"[0-9a-f]{16}\.tmp")
+    try:
+        names = os.listdir(target.parent)  # noqa: PTH208 - names are all that is needed
+    except OSError:
+        return []
+    return [target.with_name(name) for name in sorted(names) if pattern.fullmatch(name)]
+
+
 def _sweep(targets: Sequence[Path]) -> None:
     """Remove what runs that died have left for these targets."""
-    folder, finished = targets[0].parent, os.path.lexists(targets[-1])
-    try:
-        names = os.listdir(folder)  # noqa: PTH208 - names are all that is needed
-    except OSError:
-        return
     for target in targets:
-        pattern = re.compile(re.escape(_stem(target)) + r"[0-9a-f]{16}\.tmp")
-        for path in (folder / name for name in names if pattern.fullmatch(name)):
-            with contextlib.suppress(OSError), _dead(path):
-                # Data linked to its place, but never a marker: the run died in between.
-                if not finished and target.exists() and path.samefile(target):
-                    system.unlink(target)
-                system.unlink(path)
+        for path in temporaries(target):
+            with contextlib.suppress(OSError):
+                fd = _claim(path)
+                try:
+                    take_back(target, path, targets[-1])
+                    system.unlink(path)
+                finally:
+                    system.close(fd)
 
 
-@contextlib.contextmanager
-def _dead(path: Path) -> Iterator[None]:
-    """Hold the lock of a temporary file; `OSError` when its writer lives or cannot be told dead."""
-    with contextlib.ExitStack() as stack:
-        locked = []
-        for _ in range(2):
-            fd = system.open(path, os.O_RDWR | os.O_NOFOLLOW)
-            stack.callback(system.close, fd)
-            locked.append(system.lock(fd))
-        # A second lock that succeeds, too, shows that this file system's locks mean nothing.
-        if locked != [True, False]:
-            raise BlockingIOError(errno.EWOULDBLOCK, "in use")
-        if not os.path.samestat(os.fstat(fd), path.lstat()):
-            raise FileNotFoundError(errno.ENOENT, "gone")
-        yield
+def take_back(target: Path, path: Path, marker: Path) -> None:
+    """Remove data that were linked to their place, but got no marker: the run died in between."""
+    if not os.path.lexists(marker) and target.exists() and path.samefile(target):
+        system.unlink(target)
+
+
+def _claim(path: Path) -> int:
+    """A locked descriptor of what a dead run left; `OSError` if it may be alive, or is gone."""
+    fd = system.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        _check_dead(path, fd)
+    except BaseException:
+        system.close(fd)
+        raise
+    return fd
+
+
+def _check_dead(path: Path, fd: int) -> None:
+    locked = [system.lock(fd)]
+    again = system.open(path, os.O_RDWR | os.O_NOFOLLOW)
+    try:
+        locked.append(system.lock(again))
+    finally:
+        system.close(again)
+    # A second lock that succeeds, too, shows that this file system's locks mean nothing.
+    if locked != [True, False]:
+        raise BlockingIOError(errno.EWOULDBLOCK, "in use")
+    if not os.path.samestat(os.fstat(fd), path.lstat()):
+        raise FileNotFoundError(errno.ENOENT, "gone")

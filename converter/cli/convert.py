@@ -6,14 +6,26 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from converter.cli.options import SOURCE, Bytes, FormatName, Request, mapping_options
-from converter.cli.output import Progress, count, format_option, hint, say_json, size
+from converter.cli.output import (
+    Progress,
+    count,
+    format_option,
+    hint,
+    json_text,
+    say_json,
+    size,
+)
 from converter.cli.plan import as_json, unrepresentable
 from converter.cli.record import recorded, report_option
+
+if TYPE_CHECKING:
+    from converter.plan import Plan
+    from converter.tensors import Checkpoint
 
 
 @click.command()
@@ -29,6 +41,11 @@ from converter.cli.record import recorded, report_option
     type=Bytes(),
     help="Cut the target into files of at most this size, and an index.",
 )
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Keep finished shards when this run is stopped, and take over those that one before kept.",
+)
 @report_option
 @format_option
 def convert(  # noqa: PLR0913 - one parameter an option
@@ -38,6 +55,7 @@ def convert(  # noqa: PLR0913 - one parameter an option
     overwrite: bool,
     max_memory: int | None,
     shard_nbytes: int | None,
+    resume: bool,
     reports: Sequence[Path],
     style: str,
     **options: Any,
@@ -49,6 +67,8 @@ def convert(  # noqa: PLR0913 - one parameter an option
     from converter.report import Files, converted
 
     name = to or format_of(target)
+    if resume and not shard_nbytes and name != "sharded":
+        raise click.UsageError("--resume is for a target of several files: with --shard-size")
     request = Request(**options)
     started = time.monotonic()
     told = {"to": name, "shard_size": shard_nbytes}
@@ -77,6 +97,7 @@ def convert(  # noqa: PLR0913 - one parameter an option
                 overwrite=overwrite,
                 max_memory=max_memory,
                 shard_nbytes=shard_nbytes,
+                resume=origin(record, checkpoint, plans) if resume else None,
                 progress=progress,
             )
         finally:
@@ -89,6 +110,7 @@ def convert(  # noqa: PLR0913 - one parameter an option
             "files": [str(path) for path in saved.files],
             "tensors": saved.tensors,
             "nbytes": saved.nbytes,
+            "resumed": saved.resumed,
             "seconds": round(time.monotonic() - started, 3),
         }
     for entry, reason in checkpoint.unsupported.items():
@@ -97,8 +119,22 @@ def convert(  # noqa: PLR0913 - one parameter an option
     hint(
         f"wrote {target}: {count(saved.tensors, 'tensor')}, {size(saved.nbytes)}, "
         f"{record['seconds']:.2f} s"
+        + (f"; {saved.resumed} of them from a run that was stopped" if saved.resumed else "")
         + (f"; shapes cannot confirm {doubtful} of them: `converter verify`" if doubtful else "")
     )
+
+
+def origin(record: dict[str, Any], checkpoint: Checkpoint, plans: Sequence[Plan]) -> str:
+    """What the target's values follow from: the source's files as they are, mappings, options."""
+    from converter.report import mapping
+
+    facts = [(path, path.stat()) for path in checkpoint.files]
+    stamps = [
+        (str(path.resolve()), s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+        for path, s in facts
+    ]
+    told = record["source"], record["options"], [mapping(plan.rules)["sha256"] for plan in plans]
+    return json_text([stamps, *told])
 
 
 def format_of(target: Path) -> str:

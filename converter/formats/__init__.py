@@ -313,10 +313,12 @@ def create(  # noqa: PLR0913 - what a target must know before its first byte
     ties: Sequence[Sequence[str]] = (),
     overwrite: bool = False,
     shard_nbytes: int | None = None,
+    resume: str | None = None,
 ) -> Sink:
     """A sink of the given format; refuses before it makes any file.
 
     With `shard_nbytes`, a set of shards and an index where the tensors are more bytes than that.
+    With `resume`, shards are kept when it fails, and taken over when it is called again so.
 
     Raises `UnrepresentableError`, `TargetExistsError`, `TargetError`.
     """
@@ -325,4 +327,8 @@ def create(  # noqa: PLR0913 - what a target must know before its first byte
     options: dict[str, Any] = {"metadata": metadata or {}, "ties": ties, "overwrite": overwrite}
     if shard_nbytes is not None:
         row, options["shard_nbytes"] = named("sharded"), shard_nbytes
+    if resume is not None:
+        if row.name != "sharded":
+            raise TargetError("only a target of several files can be resumed", path=path)
+        options["resume"] = resume
     return cast("Sink", row.load().create(path, specs, **options))

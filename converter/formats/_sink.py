@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from converter.files import Publication, StagedFile
+from converter.journal import Journal
 
 
 class Body(Protocol):
@@ -42,21 +43,47 @@ class Body(Protocol):
 
 
 class FileSink:
-    """A `Sink` of bodies, each in its file; `extra` are files that a subclass fills."""
+    """A `Sink` of bodies, each in its file; `extra` are files that a subclass fills.
+
+    With a journal, what a run before finished is taken over, and what this one finishes is kept
+    when it fails.  `related` are targets whose temporary files are of no use any more.
+    """
 
     def __init__(
-        self, bodies: Mapping[Path, Body], *, overwrite: bool, extra: Sequence[Path] = ()
+        self,
+        bodies: Mapping[Path, Body],
+        *,
+        overwrite: bool,
+        extra: Sequence[Path] = (),
+        related: Sequence[Path] = (),
+        journal: Journal | None = None,
     ) -> None:
+        self._journal = journal
+        adopted = journal.adopted if journal else {}
+        missing = {path: body for path, body in bodies.items() if path not in adopted}
         self.files: Sequence[Path] = (*bodies, *extra)
-        self.order = [name for body in bodies.values() for name in body.order]
-        self._bodies = list(bodies.values())
-        nbytes = sum(body.nbytes for body in self._bodies)
-        self._publication = Publication(self.files, overwrite=overwrite, nbytes=nbytes)
+        self.order = [name for body in missing.values() for name in body.order]
+        self.resumed = sum(len(list(bodies[path].names)) for path in adopted)
+        self._bodies = dict(missing)
+        self._left = {path: len(body.order) for path, body in missing.items()}
         self._homes: dict[str, tuple[Body, StagedFile]] = {}
         try:
-            for body, staged in zip(self._bodies, self._publication.files, strict=False):
-                self._homes |= dict.fromkeys(body.names, (body, staged))
-                body.begin(staged)
+            self._publication = Publication(
+                self.files,
+                overwrite=overwrite,
+                nbytes=sum(body.nbytes for body in missing.values()),
+                adopted=adopted,
+                related=related,
+            )
+        except BaseException:
+            if journal:
+                journal.close(keep=True)
+            raise
+        try:
+            for staged in self._publication.files:
+                if body := missing.get(staged.target):
+                    self._homes |= dict.fromkeys(body.names, (body, staged))
+                    body.begin(staged)
         except BaseException:
             self.abort()
             raise
@@ -69,14 +96,21 @@ class FileSink:
 
     def write(self, name: str, chunks: Iterable[NDArray[Any]], *, placed: bool = False) -> None:
         """Take a tensor as consecutive 1-D C-order pieces."""
-        self._homes[name][0].write(name, chunks, placed=placed)
+        body, staged = self._homes[name]
+        body.write(name, chunks, placed=placed)
+        self._left[staged.target] -= 1
+        if self._journal and not self._left[staged.target]:
+            self._bodies.pop(staged.target).finish()
+            self._journal.prove(staged)
 
     def commit(self) -> None:
         """Publish: afterwards the target is complete and durable."""
         try:
-            for body in self._bodies:
+            for body in self._bodies.values():
                 body.finish()
             self._publish()
+            if self._journal:
+                self._journal.close(keep=False)
         finally:
             self.abort()
 
@@ -84,5 +118,7 @@ class FileSink:
         self._publication.commit()
 
     def abort(self) -> None:
-        """Leave nothing behind; harmless after `commit`."""
+        """Leave nothing behind but what can be resumed; harmless after `commit`."""
         self._publication.abort()
+        if self._journal:
+            self._journal.close(keep=True)

@@ -13,11 +13,13 @@ The index is checked against the shards: each tensor lies in the shard that it n
 other, and no shard of the set is left over.  A shard is a sibling of the index.  A symbolic link
 must lead to where the index's own link leads to (the hub's cache links both into one folder).
 
-A set is written with the index last; the shards of an old one make way only then.
+A set is written with the index last; the shards of an old one make way only then.  When it is to be
+resumable, a journal remembers which shards are complete: see converter/journal.py.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -26,7 +28,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from converter import formats
+from converter import __version__, formats
 from converter.errors import (
     ConverterError,
     CorruptFileError,
@@ -42,6 +44,7 @@ from converter.files import File, Interim
 from converter.formats import Probe, _torch_write, safetensors
 from converter.formats._names import shown
 from converter.formats._sink import Body, FileSink
+from converter.journal import Journal
 from converter.layout import View
 from converter.tensors import Checkpoint, LazyTensors, TensorSpec
 
@@ -294,10 +297,13 @@ def create(  # noqa: PLR0913 - what a target must know
     ties: Sequence[Sequence[str]],
     overwrite: bool,
     shard_nbytes: int = SHARD_NBYTES,
+    resume: str | None = None,
 ) -> FileSink:
     """A sink for a set of shards of at most `shard_nbytes` bytes each, or of one tensor.
 
-    `path` is the index; or the file that is written, alone, when one is enough.
+    `path` is the index; or the file that is written, alone, when one is enough.  `resume` tells
+    where the values are from: shards of a run that died with the same text, and would have written
+    the same set, are taken over.
 
     Raises `UnrepresentableError`, `TargetExistsError`, `NoSpaceError`, `TargetError`.
     """
@@ -317,7 +323,19 @@ def create(  # noqa: PLR0913 - what a target must know
         shard: kind.body(shard, {name: specs[name] for name in group}, metadata, ties)
         for shard, group in zip(paths, groups, strict=True)
     }
-    return _ShardedSink(target, bodies, specs, overwrite=overwrite)
+    journal = None
+    if resume is not None:
+        shards = {path.name: list(body.order) for path, body in bodies.items()}
+        described = {name: str(spec) for name, spec in specs.items()}
+        key = _key(resume, described, dict(metadata), ties, shards)
+        journal = Journal([*paths, target.path], key)
+    return _ShardedSink(target, bodies, specs, overwrite=overwrite, journal=journal)
+
+
+def _key(*parts: Any) -> str:
+    """A digest of all that the bytes of a set follow from."""
+    text = json.dumps([__version__, *parts], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def split(
@@ -359,6 +377,7 @@ class _ShardedSink(FileSink):
         specs: Mapping[str, TensorSpec],
         *,
         overwrite: bool,
+        journal: Journal | None = None,
     ) -> None:
         self._target = target
         self._groups = [list(body.names) for body in bodies.values()]
@@ -369,7 +388,13 @@ class _ShardedSink(FileSink):
         )
         old = _old_shards(target) if overwrite else []
         self._old = [path for path in old if path not in bodies]
-        super().__init__(bodies, overwrite=overwrite, extra=[target.path])
+        super().__init__(
+            bodies,
+            overwrite=overwrite,
+            extra=[target.path],
+            related=_begun(target),
+            journal=journal,
+        )
 
     def _publish(self) -> None:
         paths = self._target.shards(len(self._groups))
@@ -385,6 +410,17 @@ class _ShardedSink(FileSink):
         weight_map = {name: path.name for path, group in pairs for name in group}
         index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
         return (json.dumps(index, indent=2, sort_keys=True)).encode()
+
+
+def _begun(target: Target) -> list[Path]:
+    """Shards of this stem, of sets of any size, of which a temporary file is there."""
+    stem, suffix = re.escape(target.stem), re.escape(target.suffix)
+    pattern = re.compile(rf"\.({stem}-\d{{5,}}-of-\d{{5,}}{suffix})\.[0-9a-f]{{16}}\.tmp")
+    try:
+        found = [pattern.fullmatch(path.name) for path in target.path.parent.iterdir()]
+    except OSError:
+        return []
+    return [target.path.with_name(m[1]) for m in found if m]
 
 
 def _old_shards(target: Target) -> list[Path]:
