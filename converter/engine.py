@@ -4,16 +4,18 @@ Threads read, check and permute pieces into buffers of a small pool; the caller'
 and writes them.  All spend their time in calls that release the interpreter lock, so the cores are
 used, and memory is the pool whatever the sizes of the tensors.
 
-A large permuted tensor is cut across the order of the target, so that its source is read once; the
-pieces go to their places at once, and the target is checksummed from there when all are written.
+A large permuted tensor is read in one go, and permuted from memory.  Where there is no room for
+that, it is cut across the order of the target, so that its source is read once; the pieces go to
+their places at once, and the target is checksummed from there when all are written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -23,13 +25,15 @@ import numpy as np
 from converter import formats
 from converter.errors import LimitError, UnrepresentableError, context
 from converter.files import StagedFile
-from converter.layout import KERNEL, Array, Box
+from converter.layout import KERNEL, Array, Box, View
 from converter.tensors import STRING, Checkpoint, Tensor, TensorSpec
 
 READERS = 2  # threads that read; the caller writes, which leaves it time to spare
 BUFFERS = 2  # one for each of them
-WINDOW = 96 << 20  # bytes of all buffers together, unless told
-WHOLE = 448 << 20  # bytes of permuted tensors that are put together in memory, unless told
+WINDOW = 52 << 20  # bytes of all buffers together, unless told
+AHEAD = 464 << 20  # bytes of large permuted tensors that are read in one go, unless told
+ASIDE = 16 << 20  # bytes of a small one, likewise
+MOST_UNUSED = 2  # a storage is read in one go if no more than half of it is not needed
 PIECE = 4 << 20  # bytes that are checksummed and written while they are in the cache
 BASE = 74 << 20  # bytes of the interpreter and the libraries, h5py among them, as measured
 SCRATCH = 6 << 20  # what is written is read again and checksummed through these
@@ -53,16 +57,21 @@ class Saved:
 
 
 class Memory(NamedTuple):
-    """Bytes to work with: for the buffers together, and for permuted tensors put together."""
+    """Bytes to work with.
+
+    `window` is for the buffers together, `ahead` for large permuted tensors that are read in one
+    go, `aside` for a small one, in each thread.
+    """
 
     window: int
-    whole: int
+    ahead: int
+    aside: int
 
 
 def memory(limit: int | None) -> Memory:
     """What a memory limit leaves to work with; `LimitError` when that is too little."""
     if limit is None:
-        return Memory(WINDOW, WHOLE)
+        return Memory(WINDOW, AHEAD, ASIDE)
     room = limit - BASE - SCRATCH
     # A thread's copy kernel takes as much as its buffer, to a certain size.
     window = max(room // 2, room - BUFFERS * KERNEL)
@@ -72,16 +81,19 @@ def memory(limit: int | None) -> Memory:
             expected=f"at least {(BASE + SCRATCH + 2 * SMALLEST_WINDOW) >> 20} MiB",
             found=f"{limit >> 20} MiB",
         )
-    return Memory(min(window, WINDOW), min(max(0, window - WINDOW), WHOLE))
+    left = max(0, window - WINDOW)
+    aside = min(left // 4, ASIDE)
+    return Memory(min(window, WINDOW), min(left - READERS * aside, AHEAD), aside)
 
 
 def peak_memory(specs: Mapping[str, TensorSpec], limit: int | None = None) -> int:
     """The estimated peak of a conversion in bytes; buffers are never larger than needed."""
-    window, whole = memory(limit)
+    window, ahead, aside = memory(limit)
     largest = max((spec.nbytes for spec in specs.values()), default=0)
-    together = largest if window // BUFFERS < largest <= whole else 0
+    whole = largest if aside < largest <= ahead else 0
     buffers = BUFFERS * min(window // BUFFERS, largest)
-    return BASE + SCRATCH + buffers + min(buffers, BUFFERS * KERNEL) + together
+    kernels = min(buffers, BUFFERS * KERNEL)
+    return BASE + SCRATCH + buffers + kernels + READERS * min(aside, largest) + whole
 
 
 def check(specs: Mapping[str, TensorSpec], row: formats.Format) -> None:
@@ -129,7 +141,7 @@ def save(  # noqa: PLR0913 - how a target is to be written, each by name
     try:
         places = {name: sink.place(name) for name in sink.order}
         with _Readers(checkpoint, places, room) as readers:
-            for name in sink.order:
+            for name in readers.order:
                 with context(tensor=name):
                     pieces = readers.pieces(name, specs[name], progress)
                     _write(sink, name, places[name], specs[name], pieces)
@@ -143,28 +155,67 @@ def save(  # noqa: PLR0913 - how a target is to be written, each by name
 
 
 Place = tuple[StagedFile, int]
+_Tensor = tuple[str, Tensor, Place | None]
+
+
+class _Ahead:
+    """A large permuted tensor: read in one go by the first thread that asks, then permuted.
+
+    Its source is read once, and in order, which is when a checksum costs no second read.  `left`
+    pieces are to be taken from it; its memory is needed until then.  There is no room for it
+    until those `before` it are done, which never wait for it.
+    """
+
+    def __init__(self, view: View, left: int, before: Sequence[_Ahead]) -> None:
+        self.done = threading.Event()
+        self._view = view
+        self._left = left
+        self._before = before
+        self._loaded: View | None = None
+        self._turn = threading.Lock()
+
+    def load(self) -> View:
+        """The view over memory; waits until others have left the room that it takes."""
+        with self._turn:
+            if self._loaded is None:
+                for other in self._before:
+                    other.done.wait()
+                self._loaded = self._view.loaded()
+            return self._loaded
+
+    def took(self) -> None:
+        """Note that a piece is read, or has failed: the last one leaves the memory."""
+        with self._turn:
+            self._left -= 1
+            if not self._left:
+                self._loaded = None
+                self.done.set()
 
 
 class _Work(NamedTuple):
-    """A piece to read.  Strings have no box, since no buffer holds references.
+    """A piece to read.  Without a box: all of a tensor, into no buffer.
 
-    `whole` is where the pieces of a tensor come together, if they do.
+    Such are strings, since no buffer holds references, and what is only loaded `ahead`.
     """
 
     name: str
     tensor: Tensor
     place: Place | None
     box: Box | None
-    whole: Array | None = None
+    ahead: _Ahead | None = None
+
+    @property
+    def loads(self) -> bool:
+        """Is nothing handed out yet?"""
+        return self.ahead is not None and self.box is None
 
 
 class _Piece(NamedTuple):
-    """What was read: so many elements, and the array if they are to be written from it."""
+    """What was read: so many elements, and the array unless they are where they belong."""
 
     size: int
     array: Array | None
     buffer: Array
-    whole: Array | None
 
 
 _Promise = queue.SimpleQueue[_Piece | BaseException]  # of one item
@@ -175,21 +226,18 @@ def _write(
 ) -> None:
     """Give a tensor to a sink: piece by piece, or when all pieces are where they belong."""
     first = next(pieces, None)
-    if first is None:
-        sink.write(name, ())
-    elif first.array is not None:
-        arrays = (piece.array for piece in itertools.chain([first], pieces))
-        sink.write(name, (part for array in arrays for part in _parts(array)))
-    else:
-        for _ in pieces:
-            pass
-        if first.whole is not None:
-            sink.write(name, _parts(first.whole))
-        elif place is not None:
-            sink.write(name, _read_back(*place, spec), placed=True)
+    if first is None or first.array is not None:
+        every = itertools.chain([first] if first else [], pieces)
+        sink.write(name, (part for piece in every for part in _parts(piece)))
+        return
+    for _ in pieces:
+        pass
+    if place is not None:
+        sink.write(name, _read_back(*place, spec), placed=True)
 
 
-def _parts(array: Array | None) -> Iterator[Array]:
+def _parts(piece: _Piece) -> Iterator[Array]:
+    array = piece.array
     assert array is not None  # noqa: S101 - the pieces of a tensor are all of one kind
     size = PIECE // array.itemsize
     for start in range(0, array.size, size):
@@ -205,10 +253,11 @@ def _read_back(file: StagedFile, offset: int, spec: TensorSpec) -> Iterator[Arra
 
 
 class _Readers:
-    """The tensors of a checkpoint in pieces, read ahead by threads, handed out in order.
+    """The tensors of a checkpoint in pieces, read ahead by threads, handed out in `order`.
 
     A thread takes a buffer first and the next piece then, so the piece that is waited for always
-    has a buffer.  Use as a context manager; leaving it stops the threads, whatever happened.
+    has a buffer.  Large permuted tensors come last: they are read while others are written.  Use
+    as a context manager; leaving it stops the threads, whatever happened.
     """
 
     def __init__(
@@ -217,8 +266,11 @@ class _Readers:
         tensors = [(name, checkpoint[name], place) for name, place in places.items()]
         largest = max((tensor.spec.nbytes for _, tensor, _ in tensors), default=0)
         self._nbytes = max(16, min(room.window // BUFFERS, largest))
-        self._whole = room.whole
-        self._work = self._pieces(tensors)
+        self._room = room
+        late = [each for each in tensors if self._is_late(each[1].view)]
+        soon = [each for each in tensors if not self._is_late(each[1].view)]
+        self.order = [name for name, *_ in (*soon, *late)]
+        self._work = self._pieces(soon, late)
         self._turn = threading.Lock()
         self._free: queue.SimpleQueue[Array | None] = queue.SimpleQueue()
         self._ahead: queue.SimpleQueue[_Promise] = queue.SimpleQueue()
@@ -240,7 +292,7 @@ class _Readers:
             thread.join()
 
     def pieces(self, name: str, spec: TensorSpec, progress: Progress | None) -> Iterator[_Piece]:
-        """The pieces of the next tensor; tensors come in the order given at the start."""
+        """The pieces of the next tensor; tensors come in `order`."""
         done = 0
         while done < spec.size:
             piece = self._ahead.get().get()
@@ -252,24 +304,45 @@ class _Readers:
             if progress is not None:
                 progress(name, piece.size * spec.dtype.itemsize)
 
-    def _pieces(self, tensors: Iterable[tuple[str, Tensor, Place | None]]) -> Iterator[_Work]:
-        for name, tensor, place in tensors:
-            view, nbytes = tensor.view, tensor.spec.nbytes
-            if not view.size:  # nobody waits for a piece of it
-                continue
-            if view.dtype == STRING:
-                yield _Work(name, tensor, place, None)
-                continue
-            boxes, whole = view.boxes(self._nbytes), None
-            if boxes and boxes[0].pitch and nbytes <= self._whole:
-                # The best that can be done with a permuted tensor, if there is room: its source
-                # is read once, and it is written in one go.
-                whole = np.empty(view.size, view.dtype)
-                self._whole -= nbytes
-            elif place is None:
-                boxes = view.boxes(self._nbytes, ordered=True)
-            for box in boxes:
-                yield _Work(name, tensor, place, box, whole)
+    def _is_small(self, view: View) -> bool:
+        """Is it permuted, and small enough to be read in one go by the thread that permutes it?"""
+        most = min(self._room.aside, MOST_UNUSED * view.nbytes)
+        return view.load_nbytes <= most and not view.in_order
+
+    def _is_late(self, view: View) -> bool:
+        """Is it permuted, and worth to be read in one go ahead of its time?"""
+        most = min(self._room.ahead, MOST_UNUSED * view.nbytes)
+        return self._room.aside < view.load_nbytes <= most and not view.in_order
+
+    def _pieces(self, soon: Sequence[_Tensor], late: Sequence[_Tensor]) -> Iterator[_Work]:
+        """All pieces; a late tensor is loaded beside those before it, as far as there is room."""
+        aheads: list[_Ahead] = []
+        for index, (_, tensor, _) in enumerate(late):
+            beside = index and self._fits(late[index - 1], late[index])
+            left = len(tensor.view.boxes(self._nbytes, ordered=True))
+            aheads.append(_Ahead(tensor.view, left, aheads[: index - beside]))
+        if late:
+            yield _Work(*late[0], None, aheads[0])
+        for name, tensor, place in soon:
+            yield from self._cut(name, tensor, place)
+        for index, (name, tensor, place) in enumerate(late):
+            if late[index + 1 :] and self._fits(late[index], late[index + 1]):
+                yield _Work(*late[index + 1], None, aheads[index + 1])
+            for box in tensor.view.boxes(self._nbytes, ordered=True):
+                yield _Work(name, tensor, place, box, aheads[index])
+
+    def _fits(self, one: _Tensor, other: _Tensor) -> bool:
+        return one[1].view.load_nbytes + other[1].view.load_nbytes <= self._room.ahead
+
+    def _cut(self, name: str, tensor: Tensor, place: Place | None) -> Iterator[_Work]:
+        view = tensor.view
+        if not view.size:  # nobody waits for a piece of it
+            return
+        if view.dtype == STRING:
+            yield _Work(name, tensor, place, None)
+            return
+        for box in view.boxes(self._nbytes, ordered=place is None):
+            yield _Work(name, tensor, place, box)
 
     def _read_all(self) -> None:
         while (buffer := self._free.get()) is not None:
@@ -278,30 +351,39 @@ class _Readers:
                 work = next(self._work, None)
                 if work is None:
                     break
-                self._ahead.put(promise)
+                if not work.loads:
+                    self._ahead.put(promise)
+            if work.ahead and work.loads:
+                self._free.put(buffer)  # which others can use meanwhile
+                with contextlib.suppress(Exception):  # the pieces will say what is wrong
+                    work.ahead.load()
+                continue
             try:
                 with context(tensor=work.name):
-                    promise.put(_read(work, buffer))
+                    promise.put(self._read(work, buffer))
             except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
                 promise.put(error)
+            finally:
+                if work.ahead:
+                    work.ahead.took()
         self._free.put(None)  # for the other threads
 
-
-def _read(work: _Work, buffer: Array) -> _Piece:
-    """Read a piece; write it, too, if neither a whole nor consecutive pieces wait for it."""
-    box, dtype = work.box, work.tensor.spec.dtype
-    if box is None:
-        array = work.tensor.numpy().reshape(-1)
-        return _Piece(array.size, array, buffer, None)
-    if work.whole is not None:
-        box.read_into(work.whole)
-        return _Piece(box.size, None, buffer, work.whole)
-    array = buffer[: box.size * dtype.itemsize].view(dtype)
-    box.read(array)
-    if not box.pitch or work.place is None:
-        return _Piece(box.size, array, buffer, None)
-    file, offset = work.place
-    width = dtype.itemsize
-    rows = array.reshape(box.rows, box.length)
-    file.write_rows(offset + box.start * width, rows, box.pitch * width)
-    return _Piece(box.size, None, buffer, None)
+    def _read(self, work: _Work, buffer: Array) -> _Piece:
+        """Read a piece; write it, too, if its rows are not consecutive."""
+        box, view, dtype = work.box, work.tensor.view, work.tensor.spec.dtype
+        if box is None:
+            strings = work.tensor.numpy().reshape(-1)
+            return _Piece(strings.size, strings, buffer)
+        array = buffer[: box.size * dtype.itemsize].view(dtype)
+        if work.ahead:
+            box = box._replace(view=work.ahead.load())
+        elif box.size == view.size and self._is_small(view):
+            box = box._replace(view=view.loaded())
+        box.read(array)
+        if not box.pitch or work.place is None:
+            return _Piece(box.size, array, buffer)
+        file, offset = work.place
+        width = dtype.itemsize
+        rows = array.reshape(box.rows, box.length)
+        file.write_rows(offset + box.start * width, rows, box.pitch * width)
+        return _Piece(box.size, None, buffer)

@@ -234,7 +234,7 @@ def crc32(data: Array | bytes, crc: int = 0) -> int:
 class Checksum(NamedTuple):
     """A stored checksum and the byte range of the file that it covers.
 
-    `initial` is the checksum of what it covers before that range.
+    `initial` is the checksum of what it covers before that range, `suffix` what it covers after it.
     """
 
     name: str
@@ -243,6 +243,7 @@ class Checksum(NamedTuple):
     offset: int
     nbytes: int
     initial: int = 0
+    suffix: bytes = b""
 
     def verify(self, file: File, tensor: str, into: Array | None = None) -> None:
         """Read the range once and compare; raise `ChecksumError` when it differs.
@@ -256,6 +257,8 @@ class Checksum(NamedTuple):
             block = buffer[place : place + min(BLOCK, self.nbytes - start)]
             file.read_into(self.offset + start, block)
             crc = self.function(block, crc)
+        if self.suffix:
+            crc = self.function(self.suffix, crc)
         if crc != self.expected:
             raise ChecksumError(
                 f"the {self.name} checksum does not match",

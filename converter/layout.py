@@ -239,6 +239,17 @@ class View(NamedTuple):
         kept = self.dtype == self.storage.dtype
         return kept and (self.size == 0 or self.factors in ((), ((self.size, 1),)))
 
+    @property
+    def in_order(self) -> bool:
+        """Whether reading goes straight through the storages, whatever is computed on the way."""
+        if self.size and self.factors not in ((), ((self.size, 1),)):
+            return False
+        storage = self.storage
+        if isinstance(storage, Joined):
+            return all(view.in_order for view in storage.views)
+        inner = storage.view if isinstance(storage, Elementwise) else storage
+        return not isinstance(inner, View) or inner.in_order
+
     def transpose(self, order: Sequence[int]) -> View:
         """Axes in a new order, as in `numpy.transpose`; ValueError when not a permutation."""
         if sorted(order) != list(range(self.ndim)):
@@ -296,6 +307,15 @@ class View(NamedTuple):
         self.read(0, out)
         return out.reshape(self.shape)
 
+    def loaded(self) -> View:
+        """The same view over memory: all that its storages hold is read, each in one go."""
+        return self._replace(storage=_loaded(self.storage))
+
+    @property
+    def load_nbytes(self) -> int:
+        """Bytes of memory that `loaded` takes."""
+        return _load_nbytes(self.storage)
+
     def read(self, start: int, out: Array) -> None:
         """Fill `out` with the elements [start, start + out.size) in C order.
 
@@ -349,7 +369,7 @@ class View(NamedTuple):
         flat = self._replace(axes=tuple((factor,) for factor in self.factors))
         rows, inner, pitch = math.prod(sizes[:cut]), steps[cut], steps[cut - 1]
         return [
-            Box(at * inner, rows, (stop - at) * inner, pitch, flat.take(cut, at, stop), cut)
+            Box(at * inner, rows, (stop - at) * inner, pitch, flat.take(cut, at, stop))
             for at in range(0, sizes[cut], part)
             for stop in [min(at + part, sizes[cut])]
         ]
@@ -395,7 +415,6 @@ class Box(NamedTuple):
     length: int
     pitch: int
     view: View
-    cut: int = 0  # the axis of `view` that is a part, when there is a pitch
 
     @property
     def size(self) -> int:
@@ -405,19 +424,6 @@ class Box(NamedTuple):
     def read(self, out: Array) -> None:
         """Fill the 1-D array `out` of `size` elements with the rows, one after the other."""
         self.view.read(0 if self.pitch else self.start, out)
-
-    def read_into(self, whole: Array) -> None:
-        """Fill this part of `whole`, the 1-D array of all elements of the view that was cut."""
-        if not self.pitch:
-            self.view.read(self.start, whole[self.start : self.start + self.length])
-            return
-        shape = self.view.shape
-        inner = math.prod(shape[self.cut + 1 :])
-        outer = whole.reshape(*shape[: self.cut], self.pitch // inner, *shape[self.cut + 1 :])
-        at = self.start // inner
-        part = outer[(slice(None),) * self.cut + (slice(at, at + shape[self.cut]),)]
-        factors = tuple(axis[0] if axis else (1, 1) for axis in self.view.axes)
-        _copy(_box(self.view, 0, factors, (), part))
 
 
 def concatenate(views: Sequence[View], axis: int) -> View:
@@ -492,6 +498,32 @@ def _boxes(factors: Factors, start: int, stop: int) -> Iterator[tuple[int, Facto
         yield row * stride, ((whole, stride), *inner)
         row += whole
     yield from ((row * stride + shift, box) for shift, box in _boxes(inner, 0, end))
+
+
+def _loaded(storage: Storage) -> Storage:
+    if isinstance(storage, View):
+        return storage.loaded()
+    if isinstance(storage, Elementwise):
+        return Elementwise(storage.view.loaded(), storage.function, storage.dtype)
+    if isinstance(storage, Joined) and storage.size:
+        return Joined([view.loaded() for view in storage.views])
+    if isinstance(storage, Memory | Computed) or not storage.size:
+        return storage
+    array = np.empty(storage.size, storage.dtype)
+    storage.read(0, array)
+    return Memory(array)
+
+
+def _load_nbytes(storage: Storage) -> int:
+    if isinstance(storage, View):
+        return storage.load_nbytes
+    if isinstance(storage, Elementwise):
+        return storage.view.load_nbytes
+    if isinstance(storage, Joined):
+        return sum(view.load_nbytes for view in storage.views)
+    if isinstance(storage, Memory):
+        return 0
+    return storage.size * storage.dtype.itemsize
 
 
 def _through(

@@ -23,12 +23,12 @@ from converter.tensors import Checkpoint, Tensor, from_arrays
 Array = NDArray[Any]
 
 # The ways of the engine: (bytes of its buffers, of tensors put together, of what is written).
-MEMORY = {
-    "all at once": (96 << 20, 448 << 20, 1 << 20),
-    "in pieces": (256, 0, 64),
-    "in tiny pieces": (64, 0, 16),
-    "put together": (256, 1 << 20, 64),
-    "some put together": (256, 600, 48),
+MEMORY = {  # window, ahead, aside, piece
+    "all at once": (96 << 20, 448 << 20, 16 << 20, 1 << 20),
+    "in pieces": (256, 0, 0, 64),
+    "in tiny pieces": (64, 0, 0, 16),
+    "read ahead": (256, 1 << 20, 0, 64),
+    "some read ahead": (256, 600, 100, 48),
 }
 PORT = """
 mapping: 1
@@ -83,7 +83,9 @@ def port() -> Port:
 
 @pytest.fixture(params=MEMORY)
 def memory(request, monkeypatch) -> str:
-    for name, value in zip(("WINDOW", "WHOLE", "PIECE"), MEMORY[request.param], strict=True):
+    for name, value in zip(
+        ("WINDOW", "AHEAD", "ASIDE", "PIECE"), MEMORY[request.param], strict=True
+    ):
         monkeypatch.setattr(engine, name, value)
     return request.param
 
@@ -91,7 +93,9 @@ def memory(request, monkeypatch) -> str:
 @pytest.fixture
 def tiny(monkeypatch) -> None:
     """Memory so small that every tensor of this file is cut."""
-    for name, value in zip(("WINDOW", "WHOLE", "PIECE"), MEMORY["in tiny pieces"], strict=True):
+    for name, value in zip(
+        ("WINDOW", "AHEAD", "ASIDE", "PIECE"), MEMORY["in tiny pieces"], strict=True
+    ):
         monkeypatch.setattr(engine, name, value)
 
 

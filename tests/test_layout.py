@@ -64,6 +64,15 @@ def storages(array):
     }
 
 
+def bottoms(view):
+    """The storages that a view reads in the end."""
+    storage = view.storage
+    if isinstance(storage, Joined):
+        return [bottom for part in storage.views for bottom in bottoms(part)]
+    inner = storage.view if isinstance(storage, Elementwise) else storage
+    return bottoms(inner) if isinstance(inner, View) else [inner]
+
+
 KINDS = list(storages(np.zeros(2)))
 DTYPES = ["f4", "f2", "f8", ">f4", "i1", "u8", "c16", ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn]
 
@@ -453,7 +462,6 @@ def test_boxes_cover_a_view_once_and_hold_its_elements(case, nbytes, ordered):
     view, expected = case
     flat = expected.reshape(-1)
     found = np.zeros(flat.size, bool)
-    whole = np.zeros(flat.size, view.dtype)
     for box in view.boxes(nbytes, ordered=ordered):
         out = np.empty(box.size, view.dtype)
         box.read(out)
@@ -461,10 +469,41 @@ def test_boxes_cover_a_view_once_and_hold_its_elements(case, nbytes, ordered):
         assert not found[rows].any()
         found[rows] = True
         assert out.tobytes() == flat[rows].tobytes()
-        box.read_into(whole)
         assert not (ordered and box.pitch)
     assert found.all()
-    assert whole.tobytes() == flat.tobytes()
+
+
+@settings(max_examples=150, deadline=None)
+@given(tensors())
+def test_a_loaded_view_has_the_same_elements_in_memory(case):
+    view, expected = case
+    loaded = view.loaded()
+    assert loaded.dtype == view.dtype
+    assert loaded.numpy().tobytes() == expected.tobytes()
+    assert not [each for each in bottoms(loaded) if isinstance(each, Reads) and each.size]
+
+
+def test_a_view_is_loaded_in_one_read_of_each_storage():
+    one, other = (Reads(np.arange(24, dtype="f4")) for _ in range(2))
+    halves = [View.over(storage, (4, 6)).transpose((1, 0)) for storage in (one, other)]
+    view = concatenate(halves, 1)
+    assert view.load_nbytes == 2 * 24 * 4
+    assert not view.in_order
+    found = view.loaded()
+    assert np.array_equal(found.numpy(), np.hstack([np.arange(24.0).reshape(4, 6).T] * 2))
+    assert [one.requests, other.requests] == [[(0, 24)], [(0, 24)]]
+    assert found.load_nbytes == 0
+
+
+def test_what_is_computed_on_the_way_does_not_change_the_order():
+    plain = View.over(Reads(np.arange(24, dtype="f4")), (4, 6))
+    negative = View.over(Elementwise(plain, np.negative, "f4"), (24,))
+    assert plain.in_order
+    assert negative.in_order
+    assert negative.astype("f2").in_order
+    turned = View.over(Elementwise(plain.transpose((1, 0)), np.negative, "f4"), (24,))
+    assert not turned.in_order
+    assert not plain.flip(0).in_order
 
 
 def test_a_permuted_view_is_cut_so_that_its_storage_is_read_once():

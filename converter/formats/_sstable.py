@@ -91,13 +91,40 @@ class Window:
         return page[key - start]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Block:
-    """The verified contents of a block; `base` is their place in the file, -1 when compressed."""
+    """The contents of a block; `base` is their place in the file, -1 when compressed.
+
+    `pending` is the checksum of a large one, until it is verified.
+    """
 
     data: Buffer
     base: int
     values: dict[bytes, tuple[int, int]]  # key → [start, stop) in the data
+    pending: Checksum | None = None
+
+    def verify(self, file: File) -> None:
+        """Raise `ChecksumError` if the contents are not what was written."""
+        if self.pending:
+            self.pending.verify(file, "")
+            self.pending = None
+
+    def checksum(self, file: File, start: int, stop: int) -> Checksum | None:
+        """The pending checksum, for a reader of [start, stop) of the data to verify.
+
+        None when there is none, or what lies around that range is too much to hold.
+        """
+        whole = self.pending
+        if whole is None or whole.nbytes - (stop - start) > WHOLE:
+            return None
+        before = file.read(whole.offset, start)
+        after = file.read(whole.offset + stop, whole.nbytes - stop)
+        return whole._replace(
+            offset=whole.offset + start,
+            nbytes=stop - start,
+            initial=crc32c(before),
+            suffix=after,
+        )
 
 
 class Table:
@@ -165,37 +192,43 @@ class Table:
     def find(self, key: bytes) -> tuple[Block, int, int] | None:
         """The block that holds a key, and its value as [start, stop) of the block's data.
 
-        A block is verified when it is first used; a large one that is not compressed is never
-        held in memory.
+        A block is verified when it is first used, but for a large one that is not compressed: that
+        stays in the file, and is to be verified by who uses it.
         """
         number = bisect_left(self.keys, key)
         if number == len(self.keys):
             return None
         with self._turn:  # tensors are read by several threads
             block = self._block(number)
-        found = block.values.get(key)
-        return None if found is None else (block, *found)
+            if key not in block.values:
+                block.verify(self.file)
+                return None
+        return block, *block.values[key]
 
     def _block(self, number: int) -> Block:
         block = self._kept.get(number)
         if block is None:
             handle = self.handles[number]
-            data, base = self._large(handle) or self._contents(handle)
-            values = {key: (start, stop) for key, start, stop in self._rising(handle, data)}
-            block = Block(data, base, values)
+            block = self._large(handle) or Block(*self._contents(handle), {})
+            try:
+                rising = self._rising(handle, block.data)
+                block.values = {key: (start, stop) for key, start, stop in rising}
+            except (CorruptFileError, LimitError):
+                block.verify(self.file)  # which explains it, if it fails
+                raise
             # Tables are mostly read in order, so one block in memory is enough.
             self._kept = {n: b for n, b in self._kept.items() if isinstance(b.data, Window)}
             self._kept[number] = block
         return block
 
-    def _large(self, handle: Handle) -> tuple[Window, int] | None:
-        """A large raw block, verified, that stays in the file."""
+    def _large(self, handle: Handle) -> Block | None:
+        """A large raw block, not yet verified, that stays in the file."""
         offset, size = handle
         if size <= WHOLE or self.file.read(offset + size, 1)[0] != RAW:
             return None
         expected = unmask(int.from_bytes(self.file.read(offset + size + 1, 4), "little"))
-        Checksum("block", crc32c, expected, offset, size + 1).verify(self.file, "")
-        return Window(self.file, offset, size), offset
+        checksum = Checksum("block", crc32c, expected, offset, size + 1)
+        return Block(Window(self.file, offset, size), offset, {}, checksum)
 
     def _contents(self, handle: Handle) -> tuple[bytes, int]:
         """A block in memory, verified and decompressed, and its place as `Block.base` has it."""

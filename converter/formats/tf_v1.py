@@ -16,6 +16,7 @@ Large values are blocks of their own, and not compressed, so floats can be read 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -246,25 +247,44 @@ class _Value:
     def array(self) -> Array:
         """All elements, in memory."""
         with context(path=self.table.file.path, tensor=self.name):
-            return self._decoded(*self._runs())
+            block, *place = self._found()
+            block.verify(self.table.file)
+            return self._decoded(block, *self._runs(block, *place))
 
     def region(self) -> Storage:
-        """Floats in their place in the file, when they lie there in one run."""
-        with context(path=self.table.file.path, tensor=self.name):
-            block, runs, plain = self._runs()
+        """Floats in their place in the file, when they lie there in one run.
+
+        A large block is verified by the first read of them, not before.
+        """
+        file = self.table.file
+        with context(path=file.path, tensor=self.name):
+            block, *place = self._found()
+            try:
+                runs, plain = self._runs(block, *place)
+                if len(runs) == 1:
+                    self._check_size(runs[0][1] - runs[0][0])
+            except CorruptFileError:
+                block.verify(file)  # which explains it, if it fails
+                raise
             if len(runs) != 1 or block.base < 0:
+                block.verify(file)
                 return Memory(self._decoded(block, runs, plain))
             start, stop = runs[0]
-            self._check_size(stop - start)
-            file, offset = self.table.file, block.base + start
-            return Region(file, offset, self.dtype, self.size, tensor=self.name)
+            checksum = block.checksum(file, start, stop)
+            if checksum is None:
+                block.verify(file)
+            offset = block.base + start
+            return Region(file, offset, self.dtype, self.size, tensor=self.name, checksum=checksum)
 
-    def _runs(self) -> tuple[Block, list[tuple[int, int]], bool]:
-        """Where the values lie in their block, and whether as they do in memory."""
+    def _found(self) -> tuple[Block, int, int]:
+        """The block with the slice, and where in its data the slice is."""
         found = self.table.find(self.key)
         if found is None:
             raise CorruptFileError("a slice of the tensor is not in the file")
-        block, *place = found
+        return found
+
+    def _runs(self, block: Block, *place: int) -> tuple[list[tuple[int, int]], bool]:
+        """Where the values lie in their block, and whether as they do in memory."""
         where = _FIELDS[self.dtype]
         lists = {where.number << 3 | LENGTH, where.number << 3 | where.wire}
         runs: list[tuple[int, int]] = []
@@ -276,7 +296,7 @@ class _Value:
                 contents.append((start, stop))
         if contents and (runs or self.dtype == STRING):
             raise CorruptFileError("a tensor is stored twice, or in a form that it cannot have")
-        return block, contents or runs, bool(contents)
+        return contents or runs, bool(contents)
 
     def _decoded(self, block: Block, runs: list[tuple[int, int]], plain: bool) -> Array:
         pieces = [block.data[start:stop] for start, stop in runs]
@@ -317,10 +337,12 @@ class _Floats:
         self.size = value.size
         self._value = value
         self._storage: Storage | None = None
+        self._turn = threading.Lock()
 
     def read(self, start: int, out: Array) -> None:
-        if self._storage is None:
-            self._storage = self._value.region()
+        with self._turn:  # tensors are read by several threads
+            if self._storage is None:
+                self._storage = self._value.region()
         self._storage.read(start, out)
 
 

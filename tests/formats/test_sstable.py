@@ -257,12 +257,37 @@ def test_a_wrong_checksum_says_what_and_where(table):
     assert "damaged" in raised.value.hint
 
 
-def test_a_large_block_is_verified_before_use(table, monkeypatch):
+def test_a_large_block_is_verified_by_who_uses_it(table, monkeypatch):
+    monkeypatch.setattr(_sstable, "WHOLE", 4)
+    data = bytearray(GOOD)
+    data[8] ^= 1
+    found = table(bytes(data))
+    block, *_ = found.find(b"key")
+    with pytest.raises(ChecksumError, match="block checksum"):
+        block.verify(found.file)
+
+
+def test_a_key_is_only_missing_from_a_block_that_is_verified(table, monkeypatch):
     monkeypatch.setattr(_sstable, "WHOLE", 4)
     data = bytearray(GOOD)
     data[8] ^= 1
     with pytest.raises(ChecksumError, match="block checksum"):
-        table(bytes(data)).find(b"key")
+        table(bytes(data)).find(b"a")
+
+
+def test_the_checksum_of_a_large_block_can_be_verified_by_the_reader_of_a_part(table, monkeypatch):
+    monkeypatch.setattr(_sstable, "WHOLE", 4)
+    found = table(GOOD)
+    block, start, stop = found.find(b"key")
+    assert block.checksum(found.file, start, stop) is None  # what lies around is too much
+    monkeypatch.setattr(_sstable, "WHOLE", 1 << 20)
+    checksum = block.checksum(found.file, start, stop)
+    assert (checksum.offset, checksum.nbytes) == (block.base + start, stop - start)
+    checksum.verify(found.file, "")
+    with pytest.raises(ChecksumError, match="block checksum"):
+        checksum._replace(suffix=checksum.suffix[:-1] + b"?").verify(found.file, "")
+    with pytest.raises(ChecksumError, match="block checksum"):
+        checksum._replace(initial=checksum.initial ^ 1).verify(found.file, "")
 
 
 @pytest.mark.parametrize(
