@@ -61,7 +61,7 @@ def convert(  # noqa: PLR0913 - one parameter an option
     **options: Any,
 ) -> None:
     """Convert SOURCE to TARGET through a mapping; without one, only the format changes."""
-    from converter.engine import peak_memory, save
+    from converter.engine import hasten, peak_memory, save
     from converter.errors import MappingError
     from converter.formats import open_checkpoint
     from converter.report import Files, converted
@@ -80,7 +80,8 @@ def convert(  # noqa: PLR0913 - one parameter an option
     }
     with said(record, style), recorded(record, reports), open_checkpoint(source) as checkpoint:
         inputs = Files.of(checkpoint.files if reports else ())
-        mapped, plans = request.apply(checkpoint, strict=False)
+        early = hasten(checkpoint, max_memory) if request.permutes else checkpoint
+        mapped, plans = request.apply(early, strict=False)
         notes = [note for plan in plans for note in plan.problems]
         if reports or style == "json":
             record |= as_json(plans, notes, peak_memory(plans[-1].specs, max_memory))
