@@ -60,10 +60,8 @@ def modules() -> list[ModuleType]:
 def make(name: str) -> None:
     """Build the model and write its manifest."""
     module = next(module for module in modules() if name in module.MODELS)
-    found = {
-        "model": name,
-        "made with": {package: version(package) for package in module.PACKAGES},
-        "tensors": dict(module.MODELS[name]()),
-    }
+    tensors = dict(module.MODELS[name]())
+    packages = {package: version(package) for package in module.PACKAGES}
+    found = {"model": name, "made with": packages, "tensors": tensors}
     text = json.dumps(found, indent=0, ensure_ascii=False)
     path(name).write_text(f"{text}\n", "utf-8")

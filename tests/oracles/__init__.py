@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).parents[2]
+LEGACY = Path(sys.prefix) / "legacy"  # what quarrels with newer packages; see the Makefile
 QUIET = {
     "CUDA_VISIBLE_DEVICES": "",
     "TF_CPP_MIN_LOG_LEVEL": "3",
