@@ -274,6 +274,8 @@ def indexed(path: Path, weight_map: Any) -> None:
 def test_a_group_over_two_shards(index: Path) -> None:
     indexed(index, {"/a/vars": ["m_0.weights.h5", "m_1.weights.h5"]})
     assert list(read(index)) == ["a/vars/0", "a/vars/1"]
+    with converter.open(index) as checkpoint:
+        assert sorted(checkpoint.files) == sorted(index.parent.iterdir())
     indexed(index, {"/a/vars": "m_0.weights.h5"})
     assert list(read(index)) == ["a/vars/0"]
 
