@@ -227,15 +227,14 @@ def _compare_box(pair: Sequence[View], box: Box, tolerance: _Tolerance) -> _Foun
 def _details(a: Array, b: Array, tolerance: _Tolerance, box: Box, start: int) -> _Found:
     """What differs between two blocks that are not the same bytes."""
     differ = np.flatnonzero(bits(a) != bits(b))
-    wide = np.complex128 if a.dtype.kind == "c" else np.float64
     with np.errstate(all="ignore"):
-        x, y = a[differ].astype(wide), b[differ].astype(wide)
-        gap = np.abs(x - y)
-        relative = np.where(gap == 0, 0, gap / np.abs(x))  # of 0 and -0, for one
+        x, y = _widest(a[differ]), _widest(b[differ])
+        gap, size = _gaps(x, y)
+        relative = np.where(gap == 0, 0, gap / size)  # of 0 and -0, for one
         if tolerance != EXACT:
             # tolerances are wishes about numbers: equal infinities and two NaNs are close
             same = (x == y) | ((x != x) & (y != y))  # noqa: PLR0124
-            far = ~(same | (gap <= tolerance.atol + tolerance.rtol * np.abs(x)))
+            far = ~(same | (gap <= tolerance.atol + tolerance.rtol * size))
             differ, gap, relative = differ[far], gap[far], relative[far]
     if not len(differ):
         return _Found()
@@ -243,9 +242,25 @@ def _details(a: Array, b: Array, tolerance: _Tolerance, box: Box, start: int) ->
     return _Found(len(differ), _largest(gap), _largest(relative), first)
 
 
+def _widest(values: Array) -> Array:
+    """The same numbers in the widest dtype of their kind, which holds each of them."""
+    return values.astype({"c": "c16", "i": "i8", "u": "u8", "b": "u8"}.get(values.dtype.kind, "f8"))
+
+
+def _gaps(x: Array, y: Array) -> tuple[Array, Array]:
+    """How far numbers are apart, and the size of the first: of integers exactly, as uint64."""
+    if x.dtype.kind not in "iu":
+        return np.abs(x - y), np.abs(x)
+    high, low = (pick(x, y).astype(np.uint64) for pick in (np.maximum, np.minimum))
+    return high - low, np.abs(x).astype(np.uint64)  # modulo 2**64, which is right for both
+
+
 def _largest(gaps: Array) -> float:
-    """The largest of some gaps; one that is no number counts as infinite."""
-    return float(np.max(np.where(np.isnan(gaps), np.inf, gaps)))
+    """The largest of some gaps, as an int of integers; one that is no number is infinite."""
+    most: float = np.max(
+        np.where(np.isnan(gaps), np.inf, gaps) if gaps.dtype.kind == "f" else gaps
+    ).item()
+    return most
 
 
 def _words(array: Array) -> Array:

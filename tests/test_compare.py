@@ -76,6 +76,33 @@ def test_every_name_of_either_has_its_status():
     assert str(found[3].second) == "float64 [2, 3]"
 
 
+@pytest.mark.parametrize(
+    ("dtype", "x", "y"),
+    [
+        ("i8", 2**53, 2**53 + 1),
+        ("i8", -(2**63), -(2**63) + 1),
+        ("i8", -(2**63), 2**63 - 1),
+        ("i8", 2**62 + 1, -(2**62)),
+        ("u8", 2**64 - 1, 2**64 - 2),
+        ("u8", 0, 2**64 - 1),
+        ("i1", -128, 127),
+        ("u1", 255, 0),
+        ("i4", -(2**31), 2**31 - 1),
+        ("?", True, False),
+    ],
+)
+def test_integers_are_compared_as_integers(dtype, x, y):
+    first, second = np.array([7, x, 1], dtype), np.array([7, y, 1], dtype)
+    gap = abs(int(x) - int(y))
+    for found, size in ((compared(first, second), x), (compared(second, first), y)):
+        assert (found.status, found.count, found.index) == ("values", 1, (1,))
+        assert found.max_abs == gap
+        assert isinstance(found.max_abs, int)
+        assert found.max_rel == (pytest.approx(gap / abs(int(size))) if size else math.inf)
+    assert compared(first, second, atol=gap).equal
+    assert not compared(first, second, atol=gap * 0.9).equal
+
+
 def test_nothing_is_equal_to_nothing():
     assert list(diff(from_arrays({}), from_arrays({}))) == []
     assert compared(np.empty((0, 3)), np.empty((0, 3))).equal

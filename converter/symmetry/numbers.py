@@ -15,6 +15,7 @@ BLOCKS = 16
 ROUNDING = 3.0  # units in the last place that a few operations may be off
 EPSILONS = (0.0, 1e-3, 1e-5, 1e-6, 1e-7, 1e-12)
 DIGITS = range(1, 10)
+WHOLE = 1 << 53  # float64 holds every integer up to here
 
 
 def _unlazy(view: View) -> View:
@@ -23,6 +24,8 @@ def _unlazy(view: View) -> View:
 
 def change_of(first: Array, second: Array) -> tuple[Change, bool] | None:
     """The change of numbers between two arrays of one shape, and whether it is exact."""
+    if first.dtype.kind in "iu" and not _narrow(first, second):
+        return _shifted(first, second)
     with np.errstate(all="ignore"):
         a, b = first.astype(np.float64), second.astype(np.float64)
         if not (np.isfinite(a).all() and np.isfinite(b).all()):
@@ -33,6 +36,20 @@ def change_of(first: Array, second: Array) -> tuple[Change, bool] | None:
                 text, op, exact = found
                 return Change(text, _unlazy, lambda _, op=op: op), exact  # type: ignore[misc]
     return None
+
+
+def _narrow(*integers: Array) -> bool:
+    """Does float64 hold each of them?"""
+    return all(int(each.min()) > -WHOLE and int(each.max()) < WHOLE for each in integers)
+
+
+def _shifted(first: Array, second: Array) -> tuple[Change, bool] | None:
+    """One number added to integers that float64 does not hold."""
+    a, b = int(first.flat[0]), int(second.flat[0])
+    gap = second - first  # modulo 2**64
+    if first.size < 2 or a == b or not np.all(gap == gap.flat[0]):  # noqa: PLR2004
+        return None
+    return Change(f"adding {b - a}", _unlazy, lambda _: {"add": b - a}), True
 
 
 Found = tuple[str, dict[str, Any], bool]
