@@ -16,11 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from converter.engine import BASE, SCRATCH, SMALLEST_WINDOW
+from converter.engine import BASE, LEAST
 from converter.errors import LimitError
 
 OWN = BASE  # bytes of this process, which holds no tensors
-LEAST = BASE + SCRATCH + SMALLEST_WINDOW  # bytes that a worker can work with
 PATIENCE = 10.0  # seconds for a worker to end that was asked to
 
 Message = dict[str, Any]

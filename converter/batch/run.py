@@ -35,7 +35,8 @@ class Run:
     """The entries of a manifest that are to be brought up to date.
 
     `task` turns an entry into what a worker is told, which works in the manifest's folder: what is
-    written down there does not depend on where the run was started.  With `locked`, the lock is only compared.
+    written down there does not depend on where the run was started.  With `locked`, the lock is
+    only compared.
     """
 
     manifest: Manifest

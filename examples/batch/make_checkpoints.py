@@ -45,13 +45,13 @@ def main(folder: Path, divisor: int) -> None:
         slim[f"vgg_16/{name}/biases"] = values(shape[-1:])
     width = max(8, 2048 // divisor)
     head = {"head/kernel": values((width, width)), "head/bias": values((width,))}
-    table = {"table": values((8 * width, width))}
+    tables = [{"table": values((8 * width, width))} for _ in range(2)]
     folder.mkdir(parents=True, exist_ok=True)
     for file, arrays, form in (
         ("vgg_16.ckpt", slim, "tf-v1"),
         ("head.npz", head, "npz"),
-        ("embedding-en.npz", table, "npz"),
-        ("embedding-de.npz", table, "npz"),
+        ("embedding-en.npz", tables[0], "npz"),
+        ("embedding-de.npz", tables[1], "npz"),
     ):
         converter.save(converter.from_arrays(arrays), folder / file, format=form, overwrite=True)
 
