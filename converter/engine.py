@@ -16,7 +16,7 @@ import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -25,8 +25,8 @@ import numpy as np
 from converter import formats
 from converter.errors import LimitError, UnrepresentableError, context
 from converter.files import StagedFile
-from converter.layout import KERNEL, Array, Box, Computed, View
-from converter.tensors import STRING, Checkpoint, LazyTensors, Tensor, TensorSpec
+from converter.layout import KERNEL, Array, Box, View
+from converter.tensors import STRING, Checkpoint, Tensor, TensorSpec
 
 READERS = 2  # threads that read; the caller writes, which leaves it time to spare
 BUFFERS = 2  # one for each of them
@@ -38,7 +38,6 @@ PIECE = 4 << 20  # bytes that are checksummed and written while they are in the 
 BASE = 74 << 20  # bytes of the interpreter and the libraries, h5py among them, as measured
 SCRATCH = 6 << 20  # what is written is read again and checksummed through these
 SMALLEST_WINDOW = 4 << 20
-LEAST = BASE + SCRATCH + 2 * SMALLEST_WINDOW  # bytes that a limit must leave
 
 Progress = Callable[[str, int], None]
 
@@ -79,7 +78,7 @@ def memory(limit: int | None) -> Memory:
     if window < SMALLEST_WINDOW:
         raise LimitError(
             "the memory limit is too small",
-            expected=f"at least {LEAST >> 20} MiB",
+            expected=f"at least {(BASE + SCRATCH + 2 * SMALLEST_WINDOW) >> 20} MiB",
             found=f"{limit >> 20} MiB",
         )
     left = max(0, window - WINDOW)
@@ -153,34 +152,6 @@ def save(  # noqa: PLR0913 - how a target is to be written, each by name
     nbytes = sum(spec.nbytes for spec in specs.values())
     resumed = getattr(sink, "resumed", 0)  # those of one file begin anew
     return Saved(tuple(sink.files), row.name, len(specs), nbytes, resumed)
-
-
-def hasten(checkpoint: Checkpoint, limit: int | None = None) -> Checkpoint:
-    """The same checkpoint, whose largest tensor is being read already, by a thread of its own.
-
-    For a caller who has something else to do before `save`, such as to read a mapping that will
-    permute the tensor.  One that does not fit into memory, or is small, is left alone.
-    """
-    name = max(checkpoint, key=lambda name: checkpoint.specs[name].nbytes, default="")
-    room = memory(limit)
-    if not name or not room.aside < checkpoint.specs[name].nbytes <= room.ahead:
-        return checkpoint
-    view = checkpoint[name].view
-    storage = Computed(view.size, view.dtype, lambda: view.numpy())
-
-    def read() -> None:
-        with contextlib.suppress(Exception):  # whoever uses the tensor will meet it again
-            _ = storage.array
-
-    threading.Thread(target=read, name="converter-hasten", daemon=True).start()
-    hastened = View.over(storage, view.shape)
-    tensors = checkpoint.tensors
-    return replace(
-        checkpoint,
-        tensors=LazyTensors(
-            checkpoint.specs, lambda each: hastened if each == name else tensors[each].view
-        ),
-    )
 
 
 Place = tuple[StagedFile, int]

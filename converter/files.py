@@ -44,7 +44,6 @@ from converter.errors import (
 
 Array = NDArray[Any]
 BLOCK = 1 << 18  # bytes; a buffer of this size, reused, stays in the L2 cache
-LARGE_BLOCK = 1 << 22  # bytes; where every one is another memory, and threads take turns
 LOCK_SECONDS = 60.0  # how long a publication waits for its turn in a folder
 
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([KMGT]?)(iB|B|)", re.IGNORECASE)
@@ -252,11 +251,10 @@ class Checksum(NamedTuple):
         The bytes stay in `into`, an array of `nbytes` bytes, when it is given.
         """
         buffer = np.empty(min(BLOCK, self.nbytes), np.uint8) if into is None else into
-        size = BLOCK if into is None else LARGE_BLOCK
         crc = self.initial
-        for start in range(0, self.nbytes, size):
+        for start in range(0, self.nbytes, BLOCK):
             place = 0 if into is None else start
-            block = buffer[place : place + min(size, self.nbytes - start)]
+            block = buffer[place : place + min(BLOCK, self.nbytes - start)]
             file.read_into(self.offset + start, block)
             crc = self.function(block, crc)
         if self.suffix:

@@ -116,12 +116,6 @@ class Computed:
                 self._array = array
             return self._array
 
-    def hand_over(self) -> Array:
-        """The array, which is no longer kept: the next use would compute it again."""
-        array = self.array
-        self._array = None
-        return array
-
     def read(self, start: int, out: Array) -> None:
         """Fill `out` with [start, start + out.size)."""
         _move(out, self.array[start : start + out.size])
@@ -513,10 +507,8 @@ def _loaded(storage: Storage) -> Storage:
         return Elementwise(storage.view.loaded(), storage.function, storage.dtype)
     if isinstance(storage, Joined) and storage.size:
         return Joined([view.loaded() for view in storage.views])
-    if isinstance(storage, Memory) or not storage.size:
+    if isinstance(storage, Memory | Computed) or not storage.size:
         return storage
-    if isinstance(storage, Computed):
-        return Memory(storage.hand_over())
     array = np.empty(storage.size, storage.dtype)
     storage.read(0, array)
     return Memory(array)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,10 +62,9 @@ def convert(  # noqa: PLR0913 - one parameter an option
     **options: Any,
 ) -> None:
     """Convert SOURCE to TARGET through a mapping; without one, only the format changes."""
-    from converter.engine import hasten, peak_memory, save
+    from converter.engine import peak_memory, save
     from converter.errors import MappingError
     from converter.formats import open_checkpoint
-    from converter.report import Files, converted
 
     name = to or format_of(target)
     if resume and not shard_nbytes and name != "sharded":
@@ -79,9 +79,8 @@ def convert(  # noqa: PLR0913 - one parameter an option
         "options": request.given() | {key: value for key, value in told.items() if value},
     }
     with said(record, style), recorded(record, reports), open_checkpoint(source) as checkpoint:
-        inputs = Files.of(checkpoint.files if reports else ())
-        early = hasten(checkpoint, max_memory) if request.permutes else checkpoint
-        mapped, plans = request.apply(early, strict=False)
+        finished = recorder(checkpoint) if reports else None
+        mapped, plans = request.apply(checkpoint, strict=False)
         notes = [note for plan in plans for note in plan.problems]
         if reports or style == "json":
             record |= as_json(plans, notes, peak_memory(plans[-1].specs, max_memory))
@@ -103,8 +102,8 @@ def convert(  # noqa: PLR0913 - one parameter an option
             )
         finally:
             progress.close()
-        if reports:
-            record |= converted(inputs, plans, saved.files)
+        if finished:
+            record |= finished(plans, saved.files)
         record |= {
             "status": "converted",
             "format": saved.format,
@@ -123,6 +122,13 @@ def convert(  # noqa: PLR0913 - one parameter an option
         + (f"; {saved.resumed} of them from a run that was stopped" if saved.resumed else "")
         + (f"; shapes cannot confirm {doubtful} of them: `converter verify`" if doubtful else "")
     )
+
+
+def recorder(checkpoint: Checkpoint) -> Callable[[Sequence[Plan], Sequence[Path]], dict[str, Any]]:
+    """What makes the record of a conversion that begins now, when it is done."""
+    from converter.report import Files, converted
+
+    return partial(converted, Files.of(checkpoint.files))
 
 
 def origin(record: dict[str, Any], checkpoint: Checkpoint, plans: Sequence[Plan]) -> str:

@@ -136,11 +136,6 @@ class Request:
         named = {"mappings": values.pop("names"), **values}
         return {key: value for key, value in named.items() if value}
 
-    @property
-    def permutes(self) -> bool:
-        """Is all of a checkpoint mapped, and probably permuted?"""
-        return bool(self.names and not self.only and not self.drop)
-
     def ports(self, source: Checkpoint) -> list[Port]:
         """The mappings to apply to a checkpoint, in this order."""
         from converter.plan import Port, casting, identity, port

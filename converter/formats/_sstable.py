@@ -21,7 +21,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, overload
 
-import cramjam
 import numpy as np
 from numpy.typing import NDArray
 
@@ -260,6 +259,8 @@ class Table:
 
     def _decompressed(self, handle: Handle, data: bytes) -> bytes:
         where: dict[str, Any] = {"path": self.file.path, "offset": handle.offset}
+        import cramjam  # most tables are not compressed
+
         try:
             claimed, _ = read_varint(data, 0, len(data))
             if claimed > SNAPPY_RATIO * len(data):

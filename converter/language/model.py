@@ -14,7 +14,6 @@ from pydantic import (
     model_validator,
 )
 
-from converter.layers import LAYERS
 from converter.ops import OPS
 from converter.ops.values import constant, numeric
 
@@ -175,12 +174,16 @@ class ExampleModel(_Model):
         return self
 
 
+def _list_layers(schema: dict[str, Any]) -> None:
+    from converter.layers import LAYERS  # most mappings compute none
+
+    schema["enum"] = sorted(LAYERS)
+
+
 class ProbeModel(_Model):
     """A layer whose weights this file maps, to be computed from those of either side."""
 
-    layer: str = Field(
-        description="what is computed", json_schema_extra={"enum": [*sorted(LAYERS)]}
-    )
+    layer: str = Field(description="what is computed", json_schema_extra=_list_layers)
     source: str = Field(description="whose convention the source's weights follow, e.g. `keras`")
     target: str = Field(description="whose convention the target's weights follow, e.g. `torch`")
     source_scope: str = Field(
@@ -196,6 +199,8 @@ class ProbeModel(_Model):
 
     @model_validator(mode="after")
     def _known(self) -> Self:
+        from converter.layers import LAYERS
+
         if self.layer not in LAYERS:
             raise ValueError(f"no layer is called '{self.layer}'; there are {', '.join(LAYERS)}")
         layer = LAYERS[self.layer]

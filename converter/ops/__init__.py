@@ -2,44 +2,36 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from converter.errors import Diagnostic, MappingError
-from converter.ops.arithmetic import Add, Epsilon, Negate, Scale
-from converter.ops.arrange import Rearrange, Reshape, Reverse, Transpose
 from converter.ops.base import Op
-from converter.ops.blocks import Pad, Reorder, Slice
-from converter.ops.layers import Dequantise, FoldBatchNorm, Sum
-from converter.ops.pieces import Concat, Part, Split, Stack, Unstack
-from converter.ops.values import Cast
 
 GROUP = "converter.ops"  # the entry points of ops that other packages bring
 
-SHIPPED: dict[str, type[Op]] = {
-    op.name: op
-    for op in (
-        Rearrange,
-        Transpose,
-        Reshape,
-        Reverse,
-        Concat,
-        Split,
-        Stack,
-        Unstack,
-        Part,
-        Reorder,
-        Slice,
-        Pad,
-        Cast,
-        Scale,
-        Add,
-        Negate,
-        Sum,
-        Epsilon,
-        FoldBatchNorm,
-        Dequantise,
-    )
+SHIPPED = {  # op → its class, in a module of this package that is imported when it is used
+    "rearrange": "arrange.Rearrange",
+    "transpose": "arrange.Transpose",
+    "reshape": "arrange.Reshape",
+    "reverse": "arrange.Reverse",
+    "concat": "pieces.Concat",
+    "split": "pieces.Split",
+    "stack": "pieces.Stack",
+    "unstack": "pieces.Unstack",
+    "part": "pieces.Part",
+    "reorder": "blocks.Reorder",
+    "slice": "blocks.Slice",
+    "pad": "blocks.Pad",
+    "cast": "values.Cast",
+    "scale": "arithmetic.Scale",
+    "add": "arithmetic.Add",
+    "negate": "arithmetic.Negate",
+    "sum": "layers.Sum",
+    "epsilon": "arithmetic.Epsilon",
+    "fold_batchnorm": "layers.FoldBatchNorm",
+    "dequantise": "layers.Dequantise",
 }
 
 
@@ -62,7 +54,11 @@ class _Ops(Mapping[str, type[Op]]):
         return self._brought
 
     def __getitem__(self, name: str) -> type[Op]:
-        return SHIPPED[name] if name in SHIPPED else self.brought[name]
+        if name not in SHIPPED:
+            return self.brought[name]
+        module, _, kind = SHIPPED[name].partition(".")
+        found: type[Op] = getattr(importlib.import_module(f"{__name__}.{module}"), kind)
+        return found
 
     def __iter__(self) -> Iterator[str]:
         yield from SHIPPED
