@@ -118,7 +118,7 @@ class Pool:
             try:
                 process = process or self._start()
                 answer = self._ask(process, task)
-            except (OSError, ValueError) as error:
+            except (EOFError, OSError, ValueError) as error:
                 answer = {"died": f"{type(error).__name__}: {error}"}
                 if process is not None:
                     answer["died"] = _how(self._end(process))
