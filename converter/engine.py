@@ -38,6 +38,7 @@ PIECE = 4 << 20  # bytes that are checksummed and written while they are in the 
 BASE = 74 << 20  # bytes of the interpreter and the libraries, h5py among them, as measured
 SCRATCH = 6 << 20  # what is written is read again and checksummed through these
 SMALLEST_WINDOW = 4 << 20
+LEAST = BASE + SCRATCH + 2 * SMALLEST_WINDOW  # bytes that a limit must leave
 
 Progress = Callable[[str, int], None]
 
@@ -78,7 +79,7 @@ def memory(limit: int | None) -> Memory:
     if window < SMALLEST_WINDOW:
         raise LimitError(
             "the memory limit is too small",
-            expected=f"at least {(BASE + SCRATCH + 2 * SMALLEST_WINDOW) >> 20} MiB",
+            expected=f"at least {LEAST >> 20} MiB",
             found=f"{limit >> 20} MiB",
         )
     left = max(0, window - WINDOW)
