@@ -9,9 +9,13 @@ imported in this process.  Run as a module, this file is that child:
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import tempfile
+import zipfile
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +142,78 @@ def _safetensors(path: Path) -> Witness:
         return _described(arrays())
 
 
+def _keras(path: Path) -> Witness:
+    """Keras' own readers; a file that holds a model is loaded as one, too."""
+    if find_spec("jax"):  # which that backend asks for; it starts at once, and loads anything
+        os.environ.setdefault("KERAS_BACKEND", "numpy")
+    import h5py
+    import keras
+
+    if path.suffix == ".keras":
+        model = keras.saving.load_model(path, compile=False)
+        with tempfile.TemporaryDirectory() as folder:
+            saved = Path(folder, "model.weights.h5")
+            model.save_weights(saved)
+            with zipfile.ZipFile(path) as archive:
+                stored = Path(archive.extract("model.weights.h5", folder + "/stored"))
+            # What the model does not load without its optimizer is as it is stored.
+            return _keras_stored(stored) | _keras_stored(saved)
+    with h5py.File(path) as file:
+        weights = file.get("model_weights", file)
+        if "layer_names" not in weights.attrs and "layer_names0" not in weights.attrs:
+            return _keras_stored(path)
+        if "model_config" in file.attrs:
+            keras.saving.load_model(path, compile=False)
+        return _described(_keras_layers(file, weights))
+
+
+def _keras_stored(path: Path) -> Witness:
+    """Everything in a `.weights.h5`, as the store of Keras 3 hands it out."""
+    import h5py
+    from keras.src.saving.saving_lib import H5IOStore
+
+    with h5py.File(path) as file:
+        found: list[str] = []
+        file.visititems(
+            lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None
+        )
+        store = H5IOStore(path)
+
+        def arrays() -> Iterator[tuple[str, Array, str]]:
+            for name in found:
+                group, _, key = name.rpartition("/")
+                owner, _, last = group.rpartition("/")
+                array = np.asarray(store.get(owner)[key] if last == "vars" else file[name])
+                yield name, array, dtype_name(array.dtype)
+
+        described = _described(arrays())
+        store.close()
+        return described
+
+
+def _keras_layers(file: Any, weights: Any) -> Iterator[tuple[str, Array, str]]:
+    """The weights of an `.h5` by layer, as Keras reads the lists and their arrays."""
+    from keras.src.legacy.saving import legacy_h5_format as legacy
+
+    layers = legacy.load_attributes_from_hdf5_group(weights, "layer_names")
+    groups = [(name, weights[name]) for name in layers]
+    groups += [
+        (name, parent[name])
+        for parent, name in ((weights, "top_level_model_weights"), (file, "optimizer_weights"))
+        if name in parent
+    ]
+    for layer, group in groups:
+        names = legacy.load_attributes_from_hdf5_group(group, "weight_names")
+        arrays = legacy.load_subset_weights_from_hdf5_group(group)
+        for name, array in zip(names, arrays, strict=True):
+            yield f"{layer}/{name}", array, dtype_name(array.dtype)
+
+
 WITNESSES: dict[str, Callable[[Path], Witness]] = {
     "torch": _torch,
     "tensorflow": _tensorflow,
     "safetensors": _safetensors,
+    "keras": _keras,
 }
 
 if __name__ == "__main__":

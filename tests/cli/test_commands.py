@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -425,6 +426,7 @@ ORACLES = [
     ("torch", "port.safetensors", "torch"),
     ("safetensors", "port.safetensors", "safetensors"),
     ("tensorflow", "port.ckpt", "tensorflow"),
+    ("keras", "port.weights.h5", "keras"),
 ]
 
 
@@ -438,6 +440,46 @@ def test_verify_with_a_framework(framework, target, package, converter):
     result = converter(*arguments)
     assert result.code == 0, result
     assert result.err.endswith(f", equal bit for bit, and as {framework} reads it\n")
+
+
+KERAS = """
+import keras, numpy
+L = keras.layers
+inside = keras.Sequential([L.Input((4,)), L.Dense(3, name="a")], name="inside")
+model = keras.Sequential([L.Input((6, 6, 2)), L.Conv2D(4, 3), L.BatchNormalization(),
+    L.GlobalAveragePooling2D(), inside], name="m")
+model.compile("adam", "mse")
+model.optimizer.build(model.trainable_variables)
+for variable in (*model.weights, *model.optimizer.variables):
+    variable.assign(numpy.random.default_rng(0).integers(0, 100, variable.shape))
+for name in ("m.h5", "m.keras"):
+    model.save(name)
+"""
+
+
+@pytest.mark.oracle
+def test_keras_loads_what_we_wrote(converter, folder):
+    """A model with one inside and an optimizer, through ours and back to Keras."""
+    if oracles.missing("keras", "jax"):
+        pytest.skip("keras, or jax for its quickest backend, is not installed")
+    quiet = os.environ | {"KERAS_BACKEND": "numpy"}
+    subprocess.run([sys.executable, "-c", KERAS], check=True, env=quiet, capture_output=True)
+    for name in ("m.h5", "m.keras"):
+        target = f"out-{name}"
+        assert converter("convert", name, target).code == 0
+        result = converter("verify", name, target, "--with", "keras")
+        assert result.code == 0, result
+        assert result.err.endswith(", and as keras reads it\n")
+
+
+@pytest.mark.oracle
+def test_keras_finds_no_layers_in_the_names_of_torch(converter):
+    if oracles.missing("keras"):
+        pytest.skip("keras is not installed")
+    assert converter("convert", "slim.ckpt", "port.h5", "-m", MAPPING).code == 0
+    result = converter("verify", "slim.ckpt", "port.h5", "-m", MAPPING, "--with", "keras")
+    assert result.code == 1
+    assert "classifier.0.bias (as keras reads it)  missing" in result.out
 
 
 @pytest.mark.oracle
