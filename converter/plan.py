@@ -207,7 +207,7 @@ def plan(
 Claim = TypeVar("Claim")
 
 
-@dataclass
+@dataclass(slots=True)
 class _Group:
     """The sources of one application of a rule: per source template, (extra holes, name)."""
 
@@ -329,6 +329,9 @@ class _Planner:
         name: str,
     ) -> None:
         """Add a source to the application of a rule that its shared holes say."""
+        if rule.one_to_one:
+            groups[name,] = _Group(bindings, [[({}, name)]])
+            return
         shared = rule.target_holes
         key = {hole: value for hole, value in bindings.items() if hole in shared}
         extra = {hole: value for hole, value in bindings.items() if hole not in shared}
@@ -372,6 +375,8 @@ class _Planner:
 
     def gathered(self, rule: Rule, group: _Group) -> list[str] | None:
         """The group's source names in order; None after noting what is missing."""
+        if rule.one_to_one:
+            return [group.members[0][0][1]]
         names: list[str] = []
         for template, members in zip(rule.sources, group.members, strict=True):
             if not members:
@@ -409,8 +414,7 @@ class _Planner:
     @staticmethod
     def targets(rule: Rule, bindings: Bindings, count: int) -> list[str]:
         """The names of the results: one for each target template, or numbered by its own hole."""
-        first = rule.targets[0]
-        new = sorted(first.holes - bindings.keys())
+        first, new = rule.targets[0], rule.scattered
         if len(rule.targets) == 1 and len(new) == 1:
             return [first.format({**bindings, new[0]: number}) for number in range(count)]
         if len(rule.targets) != count:

@@ -87,6 +87,11 @@ class Rule:
         """Holes of the targets alone: they number what one source becomes."""
         return sorted(self.target_holes.difference(*(template.holes for template in self.sources)))
 
+    @cached_property
+    def one_to_one(self) -> bool:
+        """Does each source become targets by itself, with no hole that counts?"""
+        return len(self.sources) == 1 and not self.gathered and not self.scattered
+
     def leaves(self, name: str, bindings: Bindings) -> bool:
         """Does the rule leave this source, or a target of it, to others?"""
         return _left(name, bindings, self.source_except, self.targets, self.target_except)
@@ -151,6 +156,8 @@ def _left(
     theirs: tuple[Selector | Template, ...],
 ) -> bool:
     """Is a name of one side among those left, or a name of the other side that goes with it?"""
+    if not own and not theirs:  # as most rules have it, and there may be 100,000 names
+        return False
     if any(selector(name) for selector in own):
         return True
     for template in others if theirs else ():
