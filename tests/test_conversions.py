@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from converter.layout import Computed, View
 from converter.plan import Plan, Port, port
 from converter.tensors import Checkpoint, LazyTensors, TensorSpec
 from tests import manifests
-from tests.conversions import Conversion, conversions
+from tests.conversions import Conversion, conversions, without
+from tests.conversions.__main__ import catalogue
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = conversions()
@@ -47,10 +47,6 @@ def source(row) -> Mapping[str, TensorSpec]:
 @pytest.fixture
 def target(row) -> Mapping[str, TensorSpec]:
     return manifests.load(row.target)
-
-
-def without(specs: Mapping[str, TensorSpec], patterns: tuple[str, ...]) -> dict[str, TensorSpec]:
-    return {n: s for n, s in specs.items() if not any(fnmatchcase(n, p) for p in patterns)}
 
 
 def test_the_plan_is_clean_and_makes_the_whole_target(row, mapping, source, target):
@@ -162,3 +158,8 @@ def test_a_proof_is_a_test(proof):
     file, _, name = proof.partition("::")
     text = (ROOT / file).read_text("utf-8")
     assert f"\ndef {name}(" in text, proof
+
+
+def test_the_catalogue_is_current():
+    """`python -m tests.conversions > docs/catalogue.md`"""
+    assert (ROOT / "docs/catalogue.md").read_text("utf-8") == catalogue()

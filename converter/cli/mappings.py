@@ -1,42 +1,113 @@
-"""`converter mappings`: the shipped mappings, and the examples in a mapping."""
+"""`converter mappings`: the shipped mappings, which of them fit, and the examples in one."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from converter.cli.options import SOURCE
 from converter.cli.output import count, format_option, hint, say, say_json, table
 from converter.cli.reports import output_format_option, report
+
+if TYPE_CHECKING:
+    from converter.suggest import Fit
 
 
 @click.group()
 def mappings() -> None:
-    """List, show, copy and test mappings."""
+    """List, find, show, copy and test mappings."""
 
 
 @mappings.command("ls")
+@click.option(
+    "--match",
+    "texts",
+    multiple=True,
+    metavar="TEXT",
+    help="Only those with this in their name, sentence or models; repeatable, all must be there.",
+)
 @format_option
-def list_(style: str) -> None:
+def list_(texts: Sequence[str], style: str) -> None:
     """List the shipped mappings."""
-    from converter.language import load, shipped_names
+    from converter.language.catalogue import entries
 
-    rows = [load(name) for name in shipped_names()]
+    found = [entry for entry in entries() if all(map(entry.says, texts))]
     if style == "json":
         say_json(
             [
                 {
-                    "name": rules.name,
-                    "about": rules.about,
-                    "source": rules.source_model,
-                    "target": rules.target_model,
+                    "name": entry.name,
+                    "about": entry.about,
+                    "source": entry.model("source"),
+                    "target": entry.model("target"),
                 }
-                for rules in rows
+                for entry in found
             ]
         )
         return
-    table([(rules.name, rules.about) for rules in rows])
+    table([(entry.name, entry.about) for entry in found])
+
+
+@mappings.command("for")
+@click.argument("source", type=SOURCE, metavar="CHECKPOINT")
+@format_option
+def for_(source: Path, style: str) -> int:
+    """Suggest the shipped mappings that fit CHECKPOINT, best first; reads headers only."""
+    from converter.formats import open_checkpoint
+    from converter.suggest import suggest
+
+    with open_checkpoint(source) as checkpoint:
+        fits = suggest(checkpoint)
+        if style == "json":
+            say_json([fit_json(fit) for fit in fits])
+        else:
+            table([fit_row(fit) for fit in fits])
+    if not fits:
+        hint("no shipped mapping takes these names; see `converter mappings ls` and `infer`")
+        return 1
+    if style == "human":
+        say(f"converter convert {shlex.quote(str(source))} TARGET {options_of(fits[0])}")
+    for size in fits[0].assumed:
+        hint(f"nothing in the checkpoint tells --size {size}: is {fits[0].sizes[size]} right?")
+    return int(bool(fits[0].plan.errors))
+
+
+def options_of(fit: Fit) -> str:
+    """What `plan` and `convert` are to be told."""
+    sizes = (f"--size {size}={number}" for size, number in fit.sizes.items())
+    return " ".join(["-m", fit.name, *(["--reverse"] if fit.reverse else []), *sizes])
+
+
+def fit_row(fit: Fit) -> tuple[str, ...]:
+    """A suggestion for people."""
+    rules = fit.plan.rules
+    does = f"maps {fit.mapped} of {len(fit.plan.sources)}"
+    if fit.plan.dropped:
+        does += f", drops {len(fit.plan.dropped)}"
+    if fit.plan.errors:
+        does += f", {count(len(fit.plan.errors), 'problem')}"
+    return options_of(fit), does, f"{rules.source_model} → {rules.target_model}"
+
+
+def fit_json(fit: Fit) -> dict[str, Any]:
+    """A suggestion for machines."""
+    return {
+        "name": fit.name,
+        "reverse": fit.reverse,
+        "sizes": dict(fit.sizes),
+        "assumed": list(fit.assumed),
+        "source": fit.plan.rules.source_model,
+        "target": fit.plan.rules.target_model,
+        "tensors": len(fit.plan.sources),
+        "mapped": fit.mapped,
+        "dropped": len(fit.plan.dropped),
+        "problems": len(fit.plan.errors),
+        "options": options_of(fit),
+    }
 
 
 @mappings.command()

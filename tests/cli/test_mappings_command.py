@@ -1,4 +1,4 @@
-"""`converter mappings`: copies to start from, and the examples in a mapping."""
+"""`converter mappings`: which there are and fit, copies, and the examples in a mapping."""
 
 from __future__ import annotations
 
@@ -12,6 +12,43 @@ from converter.language.load import shipped, shipped_names
 from tests.cli.checkpoints import MAPPING
 
 ROOT = Path(__file__).parents[2]
+
+# ── ls and for ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_ls_finds_by_framework_and_model(converter):
+    rows = json.loads(converter("mappings", "ls", "--match", "ELECTRA", "--format", "json").out)
+    assert [row["name"] for row in rows] == [
+        "electra/google-discriminator",
+        "electra/google-generator",
+    ]
+    both = converter("mappings", "ls", "--match", "slim", "--match", "torchvision").out
+    assert "vgg16/slim-torchvision" in both
+    assert "vgg16/slim-fasterrcnn" not in both
+    assert converter("mappings", "ls", "--match", "no such model").out == ""
+
+
+def test_for_says_what_to_run(converter, folder):
+    out = converter("mappings", "for", "slim.ckpt").out.splitlines()
+    assert out[0].split("  ")[0] == f"-m {MAPPING}"
+    assert "maps 32 of 34, drops 2" in out[0]
+    assert out[-1] == f"converter convert slim.ckpt TARGET -m {MAPPING}"
+    assert converter(*out[-1].replace("TARGET", "new.pt").split()[1:]).code == 0
+
+
+def test_for_finds_the_way_back(converter, folder):
+    converter("convert", "slim.ckpt", "new.pt", "-m", MAPPING)
+    rows = json.loads(converter("mappings", "for", "new.pt", "--format", "json").out)
+    options = {row["options"]: row["problems"] for row in rows}
+    assert options[f"-m {MAPPING} --reverse"] == 0
+
+
+def test_for_says_when_nothing_fits(converter, folder):
+    converter("convert", "slim.ckpt", "one.pt", "--only", "global_step")
+    result = converter("mappings", "for", "one.pt")
+    assert (result.code, result.out) == (1, "")
+    assert "no shipped mapping takes these names" in result.err
+
 
 # ── cp ───────────────────────────────────────────────────────────────────────────────────────
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
+
+from converter.tensors import TensorSpec
 
 NO_SIZES: Mapping[str, int] = MappingProxyType({})
 
@@ -39,6 +42,12 @@ class Conversion(NamedTuple):
 
 def conversions() -> list[Conversion]:
     """The rows of all families."""
-    names = sorted(m.name for m in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    found = pkgutil.iter_modules([str(Path(__file__).parent)])
+    names = sorted(module.name for module in found if module.name != "__main__")
     modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
     return [row for module in modules for row in module.CONVERSIONS]
+
+
+def without(specs: Mapping[str, TensorSpec], patterns: tuple[str, ...]) -> dict[str, TensorSpec]:
+    """The tensors that no pattern fits."""
+    return {n: s for n, s in specs.items() if not any(fnmatchcase(n, p) for p in patterns)}
