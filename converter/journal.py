@@ -8,6 +8,11 @@ next run for the same target unless that one resumes it:
         {"target": "model-00001-of-00002.safetensors",        one line for each file that is
          "file": ".model-00001-….<16 hex>.tmp", "sha256": …}  complete and on the disk
 
+Another temporary file of the marker remembers what a set that is replaced leaves over, since a run
+may be stopped after the new set is published and before the last of the old files is removed:
+
+        {"obsolete": ["model-00001-of-00003.safetensors", …]}
+
 A line is no proof by itself.  A file counts when the run before had the same key, is dead, and
 every byte of the file gives the digest.  Publication is as ever: all files, or none.
 """
@@ -28,6 +33,43 @@ MAX_JOURNAL = 64 << 20  # bytes
 BLOCK = 1 << 20
 
 
+class Obsolete:
+    """Names of files that are of no use as soon as the marker is replaced.
+
+    `names` are those that runs before have noted, and may not have removed.
+    """
+
+    def __init__(self, marker: Path) -> None:
+        self.names: set[str] = set()
+        self._marker = marker
+        self._notes: list[StagedFile] = []
+        for staged in _left(marker):
+            names = next(iter(_lines(staged)), {}).get("obsolete")
+            if isinstance(names, list):
+                self.names |= {name for name in names if isinstance(name, str)}
+                self._notes.append(staged)
+            else:
+                staged.discard()
+
+    def note(self, names: Sequence[str]) -> None:
+        """Write them down, before they are of no use."""
+        staged = StagedFile(self._marker)
+        self._notes.append(staged)
+        staged.append(json.dumps({"obsolete": list(names)}).encode())
+        staged.seal()
+
+    def keep(self) -> None:
+        """From here on they are of no use, whatever happens."""
+        for staged in self._notes:
+            staged.kept = True
+
+    def close(self, *, removed: bool = False) -> None:
+        """Forget them when they are removed; harmless when repeated."""
+        for staged in self._notes:
+            staged.kept &= not removed
+            staged.discard()
+
+
 class Journal:
     """What a run has finished; `adopted` is what a run before it had."""
 
@@ -35,11 +77,7 @@ class Journal:
         self.adopted: dict[Path, StagedFile] = {}
         self._marker, self._key = targets[-1], key
         self._staged: StagedFile | None = None
-        for path in temporaries(self._marker):
-            try:
-                staged = StagedFile(self._marker, path)
-            except OSError:
-                continue
+        for staged in _left(self._marker):
             first, *lines = _lines(staged) or [{}]
             if first.get("key") != key:
                 staged.discard()  # it is kept here, and removed with all else that is of no use
@@ -93,6 +131,15 @@ class Journal:
         if self._staged is not None:
             self._staged.kept &= keep
             self._staged.discard()
+
+
+def _left(marker: Path) -> Iterator[StagedFile]:
+    """What runs that died have left for a marker; each is closed, and kept, by `discard`."""
+    for path in temporaries(marker):
+        try:
+            yield StagedFile(marker, path)
+        except OSError:
+            continue
 
 
 def digest(staged: StagedFile) -> str:

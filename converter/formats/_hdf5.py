@@ -25,8 +25,9 @@ import math
 import operator
 import struct
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from io import SEEK_END
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -968,11 +969,11 @@ def lay_out(
     """
     import h5py
 
+    stream = _Stream(staged)
     try:
         with h5py.File(
-            staged.path,
+            stream,
             "w",
-            locking=False,  # the staged file holds the lock
             alignment_threshold=ALIGNMENT,
             alignment_interval=ALIGNMENT,
         ) as out:
@@ -982,10 +983,65 @@ def lay_out(
                 for key, value in attributes.items():
                     _write_attribute(group.attrs, key, value)
             offsets = {name: place.id.get_offset() or 0 for name, place in places.items()}
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, TargetError) as error:
+        if stream.error:  # the library says something else
+            raise stream.error from None
         raise TargetError(f"laying out the HDF5 file failed: {error}") from error
-    staged.size = staged.path.stat().st_size
     return offsets
+
+
+class _Stream:
+    """A staged file as the library wants to see it: all its writes are ours, too."""
+
+    def __init__(self, staged: StagedFile) -> None:
+        self.error: TargetError | None = None
+        self._staged = staged
+        self._at = 0
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to an offset, or to the end."""
+        self._at = offset + (self._staged.size if whence == SEEK_END else 0)
+        return self._at
+
+    def tell(self) -> int:
+        """Where the next byte is read or written."""
+        return self._at
+
+    def read(self, nbytes: int) -> bytes:
+        """What was written."""
+        buffer = np.empty(nbytes, np.uint8)
+        self.readinto(buffer)
+        return buffer.tobytes()
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer with what was written, and zeros beyond."""
+        array = np.frombuffer(buffer, np.uint8)
+        count = max(0, min(len(array), self._staged.size - self._at))
+        array[count:] = 0
+        self._kept(self._staged.read_into, self._at, array[:count])
+        return len(array)
+
+    def write(self, data: Any) -> int:
+        """Write all of it."""
+        array = np.frombuffer(data, np.uint8)
+        self._kept(self._staged.write, self._at, array)
+        return len(array)
+
+    def truncate(self, size: int) -> int:
+        """Reserve room: the file is as long as the library says."""
+        if size > self._staged.size:
+            self._kept(self._staged.write, size - 1, b"\0")
+        return size
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def _kept(self, act: Callable[[int, Any], None], at: int, data: Any) -> None:
+        try:
+            act(at, data)
+        except TargetError as error:
+            self.error = self.error or error
+            raise
 
 
 def _dataset(h5py: Any, out: Any, name: str, spec: TensorSpec) -> Any:

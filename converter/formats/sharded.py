@@ -44,7 +44,7 @@ from converter.files import File, Interim
 from converter.formats import Probe, _torch_write, safetensors
 from converter.formats._names import shown
 from converter.formats._sink import Body, FileSink
-from converter.journal import Journal
+from converter.journal import Journal, Obsolete
 from converter.layout import View
 from converter.tensors import Checkpoint, LazyTensors, TensorSpec
 
@@ -386,20 +386,38 @@ class _ShardedSink(FileSink):
             for body in bodies.values()
             for name in body.order
         )
-        old = _old_shards(target) if overwrite else []
-        self._old = [path for path in old if path not in bodies]
-        super().__init__(
-            bodies,
-            overwrite=overwrite,
-            extra=[target.path],
-            related=_begun(target),
-            journal=journal,
-        )
+        self._obsolete = Obsolete(target.path)
+        used = _old_shards(target) if overwrite else []
+        left = [path for path in _shards_named(target, self._obsolete.names) if path not in used]
+        self._old = [path for path in (*used, *left) if overwrite and path not in bodies]
+        try:
+            super().__init__(
+                bodies,
+                overwrite=overwrite,
+                extra=[target.path],
+                related=_begun(target),
+                journal=journal,
+            )
+        except BaseException:
+            self._obsolete.close()
+            raise
 
     def _publish(self) -> None:
         paths = self._target.shards(len(self._groups))
         self._publication.files[-1].write(0, self._index(paths))
-        self.files = self._publication.commit(interim=self._interim, obsolete=lambda: self._old)
+        if self._old:
+            self._obsolete.note([path.name for path in self._old])
+        self.files = self._publication.commit(interim=self._interim, obsolete=self._left_over)
+        self._obsolete.close(removed=True)
+
+    def _left_over(self) -> list[Path]:
+        self._obsolete.keep()
+        return self._old
+
+    def abort(self) -> None:
+        """Leave nothing behind but what can be resumed; harmless after `commit`."""
+        super().abort()
+        self._obsolete.close()
 
     def _interim(self, attempt: int) -> Interim:
         paths = self._target.shards(len(self._groups), f".{attempt}")
@@ -414,13 +432,19 @@ class _ShardedSink(FileSink):
 
 def _begun(target: Target) -> list[Path]:
     """Shards of this stem, of sets of any size, of which a temporary file is there."""
-    stem, suffix = re.escape(target.stem), re.escape(target.suffix)
-    pattern = re.compile(rf"\.({stem}-\d{{5,}}-of-\d{{5,}}{suffix})\.[0-9a-f]{{16}}\.tmp")
+    pattern = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp")
     try:
         found = [pattern.fullmatch(path.name) for path in target.path.parent.iterdir()]
     except OSError:
         return []
-    return [target.path.with_name(m[1]) for m in found if m]
+    return _shards_named(target, [m[1] for m in found if m])
+
+
+def _shards_named(target: Target, names: Iterable[str]) -> list[Path]:
+    """The paths of those names that are shards of this stem."""
+    matches = [m for m in map(_SHARD.fullmatch, names) if m]
+    ours = (m[0] for m in matches if (m["stem"], m["suffix"]) == (target.stem, target.suffix))
+    return [target.path.with_name(name) for name in ours]
 
 
 def _old_shards(target: Target) -> list[Path]:
