@@ -138,9 +138,12 @@ def schema() -> dict[str, Any]:
 
 
 def _or_variable(field: dict[str, Any]) -> dict[str, Any]:
-    """A field that may be a variable instead, unless it is a text anyway."""
+    """A field that may be a variable instead, and so may what it holds, unless it is a text."""
     if field.get("type") == "string" or "$ref" in field:
         return field
+    for key in ("items", "additionalProperties"):
+        if isinstance(field.get(key), dict):
+            field = field | {key: _or_variable(field[key])}
     kept = {key: value for key, value in field.items() if key in ("description", "default")}
     inner = {key: value for key, value in field.items() if key not in kept}
     return kept | {"anyOf": [inner, {"type": "string", "pattern": f"^{VARIABLE}$"}]}

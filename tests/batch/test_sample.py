@@ -308,7 +308,7 @@ def test_verify_computes_everything_again(sample, batch):
 
 def test_there_is_no_checkpoint_in_the_repository():
     """The sample is built from generated checkpoints."""
-    known = (".py", ".yaml", ".yml", ".md")
+    known = (".py", ".yaml", ".yml", ".md", ".json")
     assert all(
         path.suffix in known
         for path in EXAMPLE.rglob("*")
