@@ -152,9 +152,12 @@ class Port:
     rules: Rules
 
     def plan(self, source: Checkpoint | Mapping[str, TensorSpec]) -> Plan:
-        """The plan for a checkpoint (or its specs); never reads values."""
+        """The plan for a checkpoint (or its specs); never reads values.
+
+        A tensor that no rule takes by its name is taken by an alias that one does take.
+        """
         if isinstance(source, Checkpoint):
-            return plan(self.rules, source.specs, source.metadata)
+            return plan(self.rules, source.specs, source.metadata, source.aliases)
         return plan(self.rules, source, {})
 
     def __call__(self, source: Checkpoint) -> Checkpoint:
@@ -198,10 +201,13 @@ def casting(dtype: str) -> Port:
 
 
 def plan(
-    rules: Rules, specs: Mapping[str, TensorSpec], metadata: Mapping[str, str] | None = None
+    rules: Rules,
+    specs: Mapping[str, TensorSpec],
+    metadata: Mapping[str, str] | None = None,
+    aliases: Mapping[str, Sequence[str]] | None = None,
 ) -> Plan:
     """Work out every step for these source tensors; problems are in the plan, never raised."""
-    return _Planner(rules, specs).plan(metadata or {})
+    return _Planner(rules, specs, aliases or {}).plan(metadata or {})
 
 
 Claim = TypeVar("Claim")
@@ -246,6 +252,8 @@ class _Index(Generic[Claim]):
 class _Planner:
     rules: Rules
     specs: Mapping[str, TensorSpec]
+    aliases: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    called: dict[str, str] = field(default_factory=dict)  # names of which an alias was taken
     problems: list[Diagnostic] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)
@@ -287,29 +295,41 @@ class _Planner:
         )
         drops = _Index((drop, drop.matches) for drop in self.rules.drops)
         unmatched = []
+
+        def claimed(name: str, called: str) -> bool:
+            if not called.startswith(self.rules.within):
+                return False
+            segments = split(called)
+            return self.claim(name, called, rules(segments), drops(segments), groups)
+
         for name in self.specs:
-            segments = split(name)
-            if not self.claim(name, rules(segments), drops(segments), groups):
+            if claimed(name, name):
+                continue
+            aliases = self.aliases.get(name, ())  # only now: they may have to be worked out
+            alias = next((alias for alias in aliases if claimed(name, alias)), None)
+            if alias is not None:
+                self.called[name] = alias
+            elif name.startswith(self.rules.within):
                 unmatched.append(name)
+            else:
+                self.left.append(name)
         return unmatched
 
     def claim(
         self,
         name: str,
+        called: str,
         candidates: Sequence[tuple[int, int]],
         drops: Sequence[Drop],
         groups: dict[int, dict[tuple[Any, ...], _Group]],
     ) -> bool:
-        """Find the one rule or drop that a source name belongs to; False when there is none."""
-        if not name.startswith(self.rules.within):
-            self.left.append(name)
-            return True
-        fitting = [drop for drop in drops if drop.matches(name)]
+        """Find the one rule or drop for a source that is so called; False when there is none."""
+        fitting = [drop for drop in drops if drop.matches(called)]
         claims: list[Rule | Drop] = []
         for index, nth in () if any(drop.group for drop in fitting) else candidates:
             rule = self.rules.rules[index]
-            bindings = rule.sources[nth].match(name)
-            if bindings is not None and not rule.leaves(name, bindings):
+            bindings = rule.sources[nth].match(called)
+            if bindings is not None and not rule.leaves(called, bindings):
                 claims.append(rule)
                 self.join(groups[index], rule, nth, bindings, name)
         if fitting:  # whatever their order in the file
@@ -434,7 +454,7 @@ class _Planner:
             return
         matched = False
         for name, spec in self.specs.items():
-            bindings = make.each.match(name)
+            bindings = make.each.match(self.called.get(name, name))
             if bindings is None:
                 continue
             matched = True

@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -663,3 +664,49 @@ def test_the_way_back_of_what_is_planned_is_planned(found, shapes):
         again = back.plan(plan.specs).check()
         assert again.specs == specs(shapes)
         back_and_forth(port, counted(shapes))
+
+
+# Aliases: other names of a tensor, where its file has them.
+
+
+def known_as(aliases: Mapping[str, tuple[str, ...]]) -> Checkpoint:
+    return replace(counted(" ".join(aliases)), aliases=aliases)
+
+
+def test_a_tensor_is_taken_by_an_alias_when_nothing_takes_its_name():
+    source = known_as({"v/0": ("conv/1", "conv/kernel"), "v/1": ("conv/bias",), "conv/x": ("y",)})
+    port = mapping(
+        "  - {source: 'conv/{p:kernel|bias|x}', target: 'c.{p:weight|bias|x}'}\n"
+        "make: [{target: 'c.count', each: conv/bias, shape: []}]\n"
+    )
+    plan = port.plan(source)
+    expected = {"c.weight": ("v/0",), "c.bias": ("v/1",), "c.x": ("conv/x",), "c.count": ()}
+    assert made(plan) == expected
+    assert plan.apply(source)["c.bias"].numpy().tolist() == source["v/1"].numpy().tolist()
+
+
+def test_an_alias_is_dropped_and_left_alone_like_a_name():
+    source = known_as({"v/0": ("my/a",), "v/1": ("my/b",), "v/2": ("other",)})
+    port = mapping(
+        "  - {source: a, target: t}\ndrop: [{source: b, because: nobody needs it}]\n"
+    ).scoped("my/")
+    plan = port.plan(source)
+    assert made(plan) == {"t": ("v/0",)}
+    assert dict(plan.dropped) == {"v/1": "nobody needs it"}
+    assert plan.left == ("v/2",)
+
+
+def test_aliases_are_not_worked_out_where_names_are_enough():
+    class Unread(dict):
+        def get(self, *_):
+            raise AssertionError("not needed")
+
+    source = replace(counted("a"), aliases=Unread())
+    assert made(rules("{source: a, target: b}").plan(source)) == {"b": ("a",)}
+
+
+def test_two_tensors_with_one_alias_are_found():
+    source = known_as({"v/0": ("a",), "v/1": ("a",)})
+    (problem,) = rules("{source: a, target: b}").plan(source).problems
+    assert problem.code == "PLN204"
+    assert "here from v/1" in problem.message

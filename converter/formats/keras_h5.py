@@ -13,14 +13,17 @@ https://github.com/keras-team/keras (keras/src/legacy/saving/legacy_h5_format.py
         optimizer_weights                   weight_names = […], and datasets below
 
 A tensor's name is the path of its dataset as it is stored, without `model_weights/`; nothing is
-guessed, so that writing finds back.  Order comes from the two lists, and is kept as the metadata
-`weight_order`: Keras itself loads by order and not by name.  A long list is in several attributes
-(`layer_names0`, `layer_names1`, …).
+guessed, so that writing finds back.  Its alias is what Keras 3 calls the variable, `conv/kernel`,
+or `block/conv/kernel` of a layer within a layer, whichever Keras wrote the file.  Order comes from
+the two lists, and is kept as the metadata `weight_order`: Keras itself loads by order and not by
+name.  A long list is in several attributes (`layer_names0`, `layer_names1`, …).
 """
 
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -76,13 +79,50 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the name every format has
             weights = weights if isinstance(weights, Group) else root
             order = [*_order(root, weights)]
             found = dict(_datasets(root, weights, order))
+            aliases = unique(_aliases(order))
     except BaseException:
         file.close()
         raise
     metadata = _metadata(weights) | _metadata(root)
     if order:
         metadata[ORDER] = json.dumps(order)
-    return checkpoint(found, format="keras-h5", path=path, metadata=metadata, on_close=file.close)
+    return checkpoint(
+        found,
+        format="keras-h5",
+        path=path,
+        metadata=metadata,
+        aliases=aliases,
+        on_close=file.close,
+    )
+
+
+def _aliases(order: Iterable[tuple[str, list[str]]]) -> Iterator[tuple[str, str]]:
+    """The names of stored weights with the paths of their variables."""
+    for layer, weights in order:
+        numbers: dict[str, int] = {}
+        for weight in () if layer in {TOP, OPTIMIZER} else weights:
+            path = weight.removesuffix(":0")
+            path = path if path.startswith(f"{layer}/") else f"{layer}/{path}"
+            parent, _, name = path.rpartition("/")
+            if _UNNAMED.fullmatch(name):
+                name = unnamed(numbers.setdefault(parent, 0))
+                numbers[parent] += 1
+            yield f"{layer}/{weight}", f"{parent}/{name}"
+
+
+_UNNAMED = re.compile("variable(_[0-9]+)?")  # Keras counts these through all layers
+
+
+def unnamed(number: int) -> str:
+    """What the variables of a layer are called that have no name of their own."""
+    return f"variable_{number}" if number else "variable"
+
+
+def unique(pairs: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
+    """Aliases by name, without those that are a tensor's name already, or several tensors'."""
+    found = dict(pairs)
+    times = Counter((*found, *found.values()))
+    return {name: (alias,) for name, alias in found.items() if times[alias] == 1}
 
 
 def checkpoint(found: Mapping[str, Dataset], **facts: Any) -> Checkpoint:

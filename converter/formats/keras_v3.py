@@ -9,7 +9,8 @@ https://github.com/keras-team/keras (keras/src/saving/saving_lib.py)
     w.weights.json  {"metadata": …, "weight_map": {"/layers/conv2d/vars": ["w_00000.weights.h5"]}}
 
 A tensor's name is the path of its dataset.  The path tells a layer's class and the order in which
-it was made, not its name: those are in the metadata, `layer_names`, where the file has them.
+it was made, not its name: those are in the metadata, `layer_names`, where the file has them.  Then
+a tensor's alias is what Keras calls the variable, as in `keras_h5`: `conv1/kernel`.
 bfloat16 is stored as two opaque bytes, with an attribute.  The two JSON files of a `.keras` are
 metadata, too, and never looked into: nothing of Keras is run.
 
@@ -21,7 +22,8 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,8 +156,50 @@ class _Found:
             self.datasets.setdefault(name, Dataset((), {}, None, reason))
         ordered = {name: self.datasets[name] for name in sorted(self.datasets, key=_by_number)}
         return keras_h5.checkpoint(
-            ordered, format="keras-v3", path=path, metadata=self.metadata, files=tuple(self.files), on_close=files.close
+            ordered,
+            format="keras-v3",
+            path=path,
+            metadata=self.metadata,
+            files=tuple(self.files),
+            aliases=keras_h5.unique(_aliases(ordered, self.layers)),
+            on_close=files.close,
         )
+
+
+_KERNEL, _SCALED = ("kernel", "bias"), ("gamma", "beta")
+_COUNTED = ("moving_mean", "moving_variance")
+VARIABLES = {  # of Keras' layers by their class, in the order in which they are stored
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "dense", "depthwise_conv2d"), _KERNEL),
+    "separable_conv2d": ("depthwise_kernel", "pointwise_kernel", "bias"),
+    "layer_normalization": _SCALED,
+    "normalization": ("mean", "variance", "count"),
+    "embedding": ("embeddings",),
+}
+BATCH_NORM = {4: (*_SCALED, *_COUNTED), 3: ("beta", *_COUNTED), 2: _COUNTED}  # 3: scale=False
+
+
+def _aliases(names: Iterable[str], layers: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The names of tensors in layers that have a name, with the paths of their variables."""
+    counts = Counter(name.rpartition("/")[0] for name in names)
+    for name in names:
+        group, _, number = name.rpartition("/")
+        place = group.removesuffix("/vars")
+        if place not in layers or not place or not number.isdecimal():
+            continue
+        kind = re.sub("_[0-9]+$", "", place.rpartition("/")[2])
+        known = VARIABLES.get(kind, ())
+        if kind == "batch_normalization":
+            known = BATCH_NORM.get(counts[group], ())
+        at = int(number)
+        variable = known[at] if at < len(known) else keras_h5.unnamed(at)
+        yield name, "/".join((*_named(place, layers), variable))
+
+
+def _named(place: str, layers: Mapping[str, str]) -> Iterator[str]:
+    """The names of a layer and of those around it, the outermost first."""
+    parts = place.split("/")
+    paths = ("/".join(parts[:end]) for end in range(1, len(parts) + 1))
+    return (layers[path] for path in paths if path in layers)
 
 
 def _by_number(name: str) -> list[tuple[int, int, str]]:

@@ -163,6 +163,50 @@ def test_keras_files_are_read_and_written_back(saved: Any, tmp_path: Path) -> No
     assert found == {"again.h5": digests, "m.h5": digests, "n.h5": digests}
 
 
+SCALED = ("gamma", "beta", "moving_mean", "moving_variance")
+ALIASES = {
+    "c1": ("kernel", "bias"),
+    "bn": SCALED,
+    "head": ("kernel", "bias"),
+    "inner/in1": ("kernel", "bias"),
+    "inner/in2": SCALED,
+    "sep": ("depthwise_kernel", "pointwise_kernel", "bias"),
+}
+
+
+@pytest.mark.oracle
+def test_an_alias_is_the_path_of_the_variable_whichever_keras_wrote_the_file(saved: Any) -> None:
+    _, weights, whole, _ = saved
+    for path in (weights, whole):
+        with converter.open(path) as checkpoint:
+            names = [alias for (alias,) in checkpoint.aliases.values()]
+            stored = [name for name in checkpoint.aliases if name.startswith("c1/")]
+        assert {name for name in names if not name.startswith("both/")} == {
+            f"{layer}/{name}" for layer, known in ALIASES.items() for name in known
+        }
+        assert sum(name.startswith("both/forward_lstm/lstm_cell/") for name in names) == 3
+        assert [name.removesuffix(":0") for name in stored] == ["c1/c1/kernel", "c1/c1/bias"]
+
+
+def test_variables_without_a_name_are_counted_in_their_layer(tmp_path: Path) -> None:
+    layers = {"a": ["a/variable_7", "a/variable_9"], "b": ["b/variable_10", "b/x:0"], "c": ["x"]}
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        file.attrs["layer_names"] = [*layers]
+        layers["top_level_model_weights"] = ["variable"]
+        for layer, weights in layers.items():
+            group = file.create_group(layer)
+            group.attrs["weight_names"] = weights
+            for name in weights:
+                group[name] = np.ones(1)
+    with converter.open(tmp_path / "w.h5") as checkpoint:
+        assert dict(checkpoint.aliases) == {
+            "a/a/variable_7": ("a/variable",),
+            "a/a/variable_9": ("a/variable_1",),
+            "b/b/variable_10": ("b/variable",),
+            "b/b/x:0": ("b/x",),
+        }
+
+
 LOAD = """
 found = {}
 for name in ("again.h5", "n.h5"):
