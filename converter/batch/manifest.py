@@ -45,6 +45,8 @@ from converter.language.rules import Place
 
 MAX_ENTRIES = 10_000
 MAX_NAME = 200  # characters
+MAX_DEEP = 2  # `**` in a glob, which each look through all folders
+MAX_PARTS = 64  # folders in a glob
 
 _VARIABLE = re.compile(VARIABLE)
 _GLOB = re.compile(r"[*?\[]")
@@ -271,7 +273,11 @@ class _Reader:
         if not _GLOB.search(path) or os.path.exists(self.beside(path)):
             yield self.beside(path), part
             return
-        found = list(self.matches(path, rest, point))
+        if path.split("/").count("**") > MAX_DEEP or path.count("/") > MAX_PARTS:
+            text = f"a glob of more than {MAX_DEEP} `**`, or {MAX_PARTS} folders"
+            self.problem("MAP002", text, self.place(*here, "source"))
+            return
+        found = self.matches(path, rest, point)
         if not found and rest.get("optional") is not True:
             text = f"no file is called '{path}'"
             hint = "if that is all right, mark the entry `optional: true`"
