@@ -12,7 +12,7 @@ READY = $(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <
 	{ echo "$(PYTHON) is not Python 3.11, 3.12 or 3.13; name one: make PYTHON=python3.12"; exit 1; }
 
 .DEFAULT_GOAL = help
-.PHONY: help run test test-slow lint format bench clean
+.PHONY: help run test test-slow faults lint format bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -30,6 +30,9 @@ test: lint ## format, lint, types and all tests but the slow ones, with the real
 
 test-slow: $(TEST) ## the tests that take minutes or gigabytes
 	HYPOTHESIS_PROFILE=explore .venv-test/bin/python -m pytest -m slow
+
+faults: $(TEST) ## kills, full disks, crash states, damage and hostile files; PART=kills for one, half an hour for all
+	.venv-test/bin/python -m tests.faults $(PART)
 
 lint: $(TEST) ## format, lint and types, nothing changed
 	.venv-test/bin/ruff format --check --quiet

@@ -512,8 +512,8 @@ class Publication:
     ) -> list[Path]:
         """Publish; the paths of the new files, which are durable now.
 
-        `interim(1)`, `interim(2)`, ... offer places until one is free.  `obsolete` is asked
-        afterwards which files of an overwritten checkpoint are left over.
+        `interim(1)`, `interim(2)`, ... offer places until one is free.  `obsolete` is asked, when
+        it is this publication's turn, which files of the checkpoint there will be left over.
         """
         if not self.files:
             return []
@@ -547,6 +547,7 @@ class Publication:
     ) -> list[Path]:
         *data, marker = self.files
         paths = [staged.target for staged in data]
+        left = list(obsolete()) if self._overwrite else []
         taken = any(os.path.lexists(path) for path in paths)
         if interim and self._overwrite and taken:
             paths = self._detour(folder, interim)
@@ -554,11 +555,9 @@ class Publication:
             self._place(folder, data)
             self._place(folder, [marker])
         self._made = []
-        if self._overwrite:
-            keep = {*paths, marker.target}
-            for path in obsolete():
-                if path not in keep:
-                    _remove(path)
+        for path in left:
+            if path not in {*paths, marker.target}:
+                _remove(path)
         return [*paths, marker.target]
 
     def _place(self, folder: int, files: Sequence[StagedFile]) -> None:

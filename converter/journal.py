@@ -58,11 +58,6 @@ class Obsolete:
         staged.append(json.dumps({"obsolete": list(names)}).encode())
         staged.seal()
 
-    def keep(self) -> None:
-        """From here on they are of no use, whatever happens."""
-        for staged in self._notes:
-            staged.kept = True
-
     def close(self, *, removed: bool = False) -> None:
         """Forget them when they are removed; harmless when repeated."""
         for staged in self._notes:

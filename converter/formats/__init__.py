@@ -231,6 +231,7 @@ def recognise(path: Path) -> Format:
     raise UnknownFormatError(
         "not a checkpoint that any format recognises",
         path=path,
+        offset=0 if path.is_file() else None,
         expected=", ".join(row.title for row in FORMATS),
         found=_describe(looked),
     )

@@ -50,6 +50,7 @@ from converter.layout import Computed, View
 from converter.tensors import TensorSpec, dtype_name
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
+SHORTEST = 48  # bytes of the shortest superblock
 UNDEFINED = (1 << 64) - 1  # an address of nothing
 MAX_DEPTH = 100  # of groups
 MAX_RANK = 32
@@ -289,6 +290,13 @@ class _Reader:
         head = self._read(0, min(96, self._size)).ljust(96, b"\0")
         if not head.startswith(SIGNATURE):
             raise CorruptFileError("not the start of an HDF5 file", found=head[:8])
+        if self._size < SHORTEST:
+            raise CorruptFileError(
+                "the HDF5 file is truncated",
+                offset=self._start + self._size,
+                expected=f"at least {SHORTEST} bytes",
+                found=f"{self._size} bytes",
+            )
         # By version: where the sizes of addresses are, the base address, the root's header.
         places = {0: (13, 24, 64), 1: (13, 28, 68), 2: (9, 12, 36), 3: (9, 12, 36)}
         sizes, addresses, root = places.get(head[8], (0, 0, 0))
@@ -298,6 +306,7 @@ class _Reader:
         if base or end > self._size:
             raise CorruptFileError(
                 "the HDF5 file is truncated, or does not start where it should",
+                offset=self._start + self._size,
                 expected=f"{end} bytes from {base}",
                 found=f"{self._size} bytes",
                 hint="compare its size with the original's; a broken download is the usual cause",

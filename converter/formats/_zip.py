@@ -158,8 +158,13 @@ def _end(file: File, start: int, stop: int) -> _End:
         if at >= 0:
             break
     if at < 0 or len(tail) - at < _END.size:
-        raise _corrupt(
-            file, stop, "the end of the zip archive is missing", hint="the file was cut short"
+        raise CorruptFileError(
+            "the end of the zip archive is missing",
+            path=file.path,
+            offset=stop,
+            expected="a zip archive, which ends in a list of its members",
+            found=f"{stop - start} bytes without one",
+            hint="the file was cut short",
         )
     _, disk, disk_start, here, count, nbytes, offset, comment = _END.unpack_from(tail, at)
     if at + _END.size + comment != len(tail):

@@ -109,7 +109,7 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the contract of a format
             start, header = _read_header(file)
             metadata = _read_metadata(header.pop(METADATA, None))
             entries = _check_entries(header)
-            _check_tiling(entries, file.size - start)
+            _check_tiling(entries, start, file.size - start)
             unsupported = _take_unsupported(entries)
     except BaseException:
         file.close()
@@ -243,8 +243,8 @@ def _check_entry(entry: Any) -> None:
         raise CorruptFileError("the shape overflows", found=list(shape))
 
 
-def _check_tiling(entries: Mapping[str, _Entry], nbytes: int) -> None:
-    """Every byte after the header belongs to exactly one tensor."""
+def _check_tiling(entries: Mapping[str, _Entry], start: int, nbytes: int) -> None:
+    """Every one of the bytes after the header, from `start` on, belongs to exactly one tensor."""
     end = 0
     for name, (_, _, begin, stop) in entries.items():
         if begin != end:
@@ -263,6 +263,7 @@ def _check_tiling(entries: Mapping[str, _Entry], nbytes: int) -> None:
     if end != nbytes:
         raise CorruptFileError(
             "the file is truncated" if end > nbytes else "the file goes on after the last tensor",
+            offset=start + min(end, nbytes),
             expected=f"{end} bytes of tensors",
             found=f"{nbytes} bytes",
             hint="compare its size with the original's; a broken download is the usual cause",

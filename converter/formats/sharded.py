@@ -387,9 +387,6 @@ class _ShardedSink(FileSink):
             for name in body.order
         )
         self._obsolete = Obsolete(target.path)
-        used = _old_shards(target) if overwrite else []
-        left = [path for path in _shards_named(target, self._obsolete.names) if path not in used]
-        self._old = [path for path in (*used, *left) if overwrite and path not in bodies]
         try:
             super().__init__(
                 bodies,
@@ -405,14 +402,18 @@ class _ShardedSink(FileSink):
     def _publish(self) -> None:
         paths = self._target.shards(len(self._groups))
         self._publication.files[-1].write(0, self._index(paths))
-        if self._old:
-            self._obsolete.note([path.name for path in self._old])
         self.files = self._publication.commit(interim=self._interim, obsolete=self._left_over)
         self._obsolete.close(removed=True)
 
     def _left_over(self) -> list[Path]:
-        self._obsolete.keep()
-        return self._old
+        """What the set that is there, and those before it, will leave over; it is written down."""
+        used = _old_shards(self._target)
+        noted = _shards_named(self._target, self._obsolete.names)
+        new = self._target.shards(len(self._groups))
+        left = [path for path in dict.fromkeys((*used, *noted)) if path not in new]
+        if left:
+            self._obsolete.note([path.name for path in left])
+        return left
 
     def abort(self) -> None:
         """Leave nothing behind but what can be resumed; harmless after `commit`."""

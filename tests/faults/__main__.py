@@ -16,6 +16,11 @@ PARTS = {
     "space": "tests.faults.calls",
     "calls": "tests.faults.calls",
     "crashes": "tests.faults.calls",
+    "flips": "tests.faults.damage",
+    "outputs": "tests.faults.damage",
+    "cuts": "tests.faults.damage",
+    "together": "tests.faults.together",
+    "changes": "tests.faults.together",
 }
 
 
