@@ -36,6 +36,7 @@ from converter.tensors import STRING, Checkpoint
 
 __all__ = ["Explanation", "Op", "Search", "explained"]
 
+AXES = 5  # of a tensor whose axes are tried in every order
 READ = 1 << 24  # elements of a tensor whose values are looked at all at once
 
 
@@ -194,7 +195,7 @@ def _numeric(first: View, second: View, name: str) -> Explanation | None:
         return None
     ours, theirs = first.numpy(), second.numpy()
     for order in sorted(
-        itertools.permutations(range(first.ndim)) if first.ndim <= 4 else [range(first.ndim)],  # noqa: PLR2004
+        itertools.permutations(range(first.ndim)) if first.ndim <= AXES else [range(first.ndim)],
         key=lambda order: list(order) != sorted(order),
     ):
         if tuple(first.shape[k] for k in order) != second.shape:
@@ -209,9 +210,9 @@ def _numeric(first: View, second: View, name: str) -> Explanation | None:
             *moved.ops(name),
             *([op] if (op := change.op(axis_names(second.shape, name))) else []),
         )
-        texts = [] if moved.plain else [_said(moved, name)]
-        text = " and ".join([*texts, change.text])
-        return Explanation(f"equal {'' if exact else 'but for rounding '}after {text}", ops, exact)
+        texts = [*([] if moved.plain else [_said(moved, name)]), *filter(None, [change.text])]
+        after = f" after {' and '.join(texts)}" if texts else ""
+        return Explanation(f"equal{'' if exact else ' but for rounding'}{after}", ops, exact)
     return None
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from converter.layout import Array, View
-from converter.symmetry.changes import Change, Op, reorder, reverse
+from converter.symmetry.changes import Change, Op, reorder, reverse, shuffle
 from converter.symmetry.prints import Prints, sums
 
 WHOLE = 1 << 22  # elements of a tensor that are sorted out one by one
@@ -18,6 +18,7 @@ BLOCKS = 16  # blocks of an axis that may be in another order
 SPLITS = 3000  # ways to split an axis that are tried
 MATRIX = 2  # axes of a dense layer's weights
 GATES = 4  # blocks that are gates or heads rather than a flatten order
+RUNS = 1 << 16  # pieces that an axis without any order is put together from
 FEW = 4  # elements that a way to split is tried on first
 
 
@@ -203,7 +204,16 @@ def _along(ours: Array, theirs: Array, axis: int) -> Along | None:
     within = _within(ours, theirs)
     if within:
         return [reorder(axis, *within)], (0,), (n,)
-    return ([reorder(axis, blocks)], (0,), (n,)) if blocks else None
+    change = reorder(axis, blocks) if blocks else _shuffled(ours, theirs, axis)
+    return ([change], (0,), (n,)) if change else None
+
+
+def _shuffled(ours: Array, theirs: Array, axis: int) -> Change | None:
+    """The order in which the first's sums are the second's: there is one, whatever it is."""
+    order = np.empty(len(ours), np.int64)
+    order[np.argsort(theirs, kind="stable")] = np.argsort(ours, kind="stable")
+    runs = 1 + int(np.count_nonzero(np.diff(order) != 1))
+    return shuffle(axis, tuple(order.tolist())) if runs <= RUNS else None
 
 
 def _blocks(ours: Array, theirs: Array) -> tuple[int, ...] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from converter.layout import Array, Elementwise, View, concatenate
 from converter.tensors import dtype_name, dtype_of
 
 Op = dict[str, Any]
+TWO = 2
+SHOWN = 8  # indices of a new order
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,31 @@ def reorder(axis: int, order: tuple[int, ...], parts: int = 1) -> Change:
         return concatenate(pieces, axis + 1).reshape(shape)
 
     def op(names: Sequence[str]) -> Op:
-        value: Op = {"axis": marked(names, axis), "order": list(order)}
-        return {"reorder": value | ({"parts": parts} if parts > 1 else {})}
+        blocks = [part * len(order) + k for part in range(parts) for k in order]
+        return {"reorder": {"axis": marked(names, axis), "order": blocks}}
 
     return Change(text, apply, op)
+
+
+def shuffle(axis: int, order: tuple[int, ...]) -> Change:
+    """The indices of an axis in any other order."""
+    n, starts = len(order), [k for k, i in enumerate(order) if k == 0 or i != order[k - 1] + 1]
+    runs = [(order[a], order[b - 1] + 1) for a, b in itertools.pairwise([*starts, n])]
+    moved = [k for k, i in enumerate(order) if k != i]
+    if len(runs) == TWO:
+        text = f"rolling axis {axis} ({n}) by {runs[0][1] - runs[0][0]}"
+    elif len(moved) == TWO:
+        text = f"exchanging {moved[0]} and {moved[1]} of axis {axis} ({n})"
+    else:
+        some = "".join(f"{i}, " for i in order[:SHOWN])
+        text = f"putting the indices of axis {axis} ({n}) in the order {some}..."
+
+    def apply(view: View) -> View:
+        return concatenate([view.take(axis, *run) for run in runs], axis)
+
+    return Change(
+        text, apply, lambda names: {"reorder": {"axis": marked(names, axis), "order": [*order]}}
+    )
 
 
 def marked(names: Sequence[str], axis: int) -> str | int:
@@ -64,10 +88,10 @@ def cast(dtype: np.dtype[Any]) -> Change:
 
 
 def roundings(dtype: np.dtype[Any]) -> Iterator[Change]:
-    """Through a narrower dtype and back."""
+    """Through a dtype that holds less, and back."""
     for name in ("float16", "bfloat16", "float32"):
         narrow = dtype_of(name)
-        if narrow.itemsize < dtype.itemsize:
+        if narrow.itemsize <= dtype.itemsize and narrow != dtype:
             yield Change(
                 f"rounding to {name}",
                 lambda view, narrow=narrow: view.astype(narrow).astype(view.dtype),  # type: ignore[misc]

@@ -15,6 +15,8 @@ BLOCKS = 16
 ROUNDING = 3.0  # units in the last place that a few operations may be off
 EPSILONS = (0.0, 1e-3, 1e-5, 1e-6, 1e-7, 1e-12)
 DIGITS = range(1, 10)
+LOADED = " (was the second ever loaded?)"
+NARROW = 2  # bytes of a dtype in which a number is measured so badly that those beside it count
 WHOLE = 1 << 53  # float64 holds every integer up to here
 
 
@@ -30,7 +32,7 @@ def change_of(first: Array, second: Array) -> tuple[Change, bool] | None:
         a, b = first.astype(np.float64), second.astype(np.float64)
         if not (np.isfinite(a).all() and np.isfinite(b).all()):
             return None
-        for find in (_constant, _uniform, _blockwise, _function, _each):
+        for find in (_constant, _rounding, _uniform, _blockwise, _ranged, _function, _each):
             found = find(a, b, first.dtype)
             if found:
                 text, op, exact = found
@@ -59,53 +61,83 @@ def _constant(a: Array, b: Array, _: np.dtype[Any]) -> Found | None:
     """The second holds one value everywhere."""
     if b.size < 2 or b.min() != b.max() or a.min() == a.max():  # noqa: PLR2004
         return None
-    return f"filling it with {_number(float(b.flat[0]))} (was the second ever loaded?)", {}, True
+    return f"filling it with {_number(float(b.flat[0]))}{LOADED}", {}, True
+
+
+def _rounding(a: Array, b: Array, dtype: np.dtype[Any]) -> Found | None:
+    """Nothing but the last places: the same numbers, computed in another way."""
+    slack = ROUNDING * _spacing(np.maximum(np.abs(a), np.abs(b)), dtype)
+    same = dtype.kind not in "iu" and a.size > 1 and np.all(np.abs(b - a) <= slack)
+    return ("", {}, False) if same else None
 
 
 def _uniform(a: Array, b: Array, dtype: np.dtype[Any]) -> Found | None:
-    for word, op, value, exact in _shifts(a, b, dtype):
-        divisor = float(f"{1 / value:.6g}") if op == "scale" else 0.0
-        whole = divisor and 1 / divisor == value
-        return f"{word} {_number(value)}", {op: {"divisor": divisor} if whole else value}, exact
+    for word, number, op, exact in _shifts(a, b, dtype):
+        return f"{word} {_number(number)}", op, exact
     return None
 
 
-def _shifts(a: Array, b: Array, dtype: np.dtype[Any]) -> Iterator[tuple[str, str, float, bool]]:
+Shift = tuple[str, float, dict[str, Any], bool]  # in words, the number, the op, is it exact?
+
+
+def _shifts(a: Array, b: Array, dtype: np.dtype[Any]) -> Iterator[Shift]:
     """One number added, or multiplied with, that turns one array into the other."""
     if a.size < 2:  # noqa: PLR2004 - two single numbers always differ by something
         return
     slack = ROUNDING * _spacing(np.maximum(np.abs(a), np.abs(b)), dtype)
-    at = np.argmin(np.abs(a))
+    at = np.argmin(np.abs(a))  # where the sum was rounded least
     gap = float(b.flat[at] - a.flat[at])
     if np.all(np.abs(b - a - gap) <= 2 * slack) and not np.array_equal(a, b):
-        value, exact = _nicest(gap, lambda c: a + c, b, dtype, slack)
-        yield "adding", "add", value, exact
-    at = np.argmax(np.abs(a))
-    if a.flat[at] == 0:
+        yield "adding", *_nicest("add", gap, a, b, dtype, slack)
+    if not a.any():
         return
-    ratio = float(b.flat[at] / a.flat[at])
+    weights = a / np.max(np.abs(a))
+    ratio = float(np.sum(weights * b) / np.sum(weights * a))
     if ratio not in (0.0, 1.0) and np.all(np.abs(b - a * ratio) <= 2 * slack):
-        value, exact = _nicest(ratio, lambda c: a * c, b, dtype, slack)
-        yield "scaling by", "scale", value, exact
+        value, op, exact = _nicest("scale", ratio, a, b, dtype, slack)
+        yield "scaling by", value, {} if dtype.kind in "iu" else op, exact  # no op scales integers
 
 
-def _nicest(
-    value: float, function: Callable[[float], Array], b: Array, dtype: np.dtype[Any], slack: Array
-) -> tuple[float, bool]:
-    """The roundest number near a value that gives the second array; exactly, if one does."""
-    short = [float(f"{value:.{digits - 1}e}") for digits in DIGITS]
-    inverse = [1 / float(f"{1 / value:.{digits - 1}e}") for digits in DIGITS] if value else []
-    tried = [*short[:5], *inverse[:5], *short[5:], *inverse[5:], value, float(dtype.type(value))]
+def _nicest(  # noqa: PLR0913 - a number, both arrays and what they allow
+    op: str, value: float, a: Array, b: Array, dtype: np.dtype[Any], slack: Array
+) -> tuple[float, dict[str, Any], bool]:
+    """The roundest number near a value with which an op gives the second array; exactly, if any."""
+    beside = (0, 1, -1) if dtype.itemsize <= NARROW else (0,)
+    short = [_short(value, digits, k) for digits in DIGITS for k in beside]
+    inverse = [1 / _short(1 / value, digits) for digits in DIGITS] if value else []
+    few = 5 * len(beside)
+    tried = [*short[:few], *inverse[:5], *short[few:], *inverse[5:], value]
+    tried.append(float(dtype.type(value)))
+    own = a.astype(dtype)
     for number in tried:
-        if np.array_equal(function(number).astype(dtype).astype(np.float64), b):
-            return number, True
-        rounded = function(float(np.asarray(number).astype(dtype))).astype(dtype)
-        if np.array_equal(rounded.astype(np.float64), b):
-            return number, True
+        for form in _forms(op, number):
+            if np.array_equal(_done(own, op, form).astype(np.float64), b):
+                return number, {op: form}, True
     for number in tried:
-        if np.all(np.abs(function(number) - b) <= slack):
-            return number, False
-    return value, False
+        if np.all(np.abs((a + number if op == "add" else a * number) - b) <= slack):
+            return number, {op: _forms(op, number)[0]}, False
+    return value, {op: value}, False
+
+
+def _forms(op: str, number: float) -> list[float | dict[str, float]]:
+    """How the language says a number: a scale by 1/255 is a division by 255."""
+    divisor = float(f"{1 / number:.6g}") if op == "scale" and number else 0.0
+    whole = divisor and 1 / divisor == number
+    return [{"divisor": divisor}, number] if whole else [number]
+
+
+def _done(own: Array, op: str, form: float | dict[str, float]) -> Array:
+    """What the op makes of an array, computed in its own dtype."""
+    number = np.asarray(form if isinstance(form, float) else form["divisor"]).astype(own.dtype)
+    if op == "add":
+        return np.asarray(own + number)
+    return np.asarray((own * number if isinstance(form, float) else own / number).astype(own.dtype))
+
+
+def _short(value: float, digits: int, beside: int = 0) -> float:
+    """A number to some digits, or so many units of the last digit beside it."""
+    unit = 10.0 ** (int(f"{value:e}".partition("e")[2]) - digits + 1)
+    return float(f"{value + beside * unit:.{digits - 1}e}")
 
 
 def _blockwise(a: Array, b: Array, dtype: np.dtype[Any]) -> Found | None:
@@ -118,15 +150,35 @@ def _blockwise(a: Array, b: Array, dtype: np.dtype[Any]) -> Found | None:
             pairs = list(zip(np.split(a, count, axis), np.split(b, count, axis), strict=True))
             changed = [k for k, (x, y) in enumerate(pairs) if not np.array_equal(x, y)]
             found = [next(_shifts(*pairs[k], dtype), None) for k in changed]
-            if len(changed) < count and len({f and f[:3] for f in found}) == 1 and found[0]:
-                word, op, value, exact = found[0]
+            if (
+                len(changed) < count
+                and found[0]
+                and all(f and f[:3] == found[0][:3] for f in found)
+            ):
+                word, value, op, exact = found[0]
                 which = ", ".join(map(str, changed))
                 blocks = (
                     f"block{'s' if len(changed) > 1 else ''} {which} of {count} along axis {axis}"
                 )
                 one = {"value": value, "axis": axis, "block": changed[0], "of": count}
-                value_op = {op: one} if op == "add" and len(changed) == 1 else {}
-                return f"{word} {_number(value)} in {blocks}", value_op, exact
+                op = {"add": one} if "add" in op and len(changed) == 1 else {}
+                return f"{word} {_number(value)} in {blocks}", op, exact
+    return None
+
+
+def _ranged(a: Array, b: Array, dtype: np.dtype[Any]) -> Found | None:
+    """A change of one range along an axis: of what was never loaded, for one."""
+    for axis, n in enumerate(a.shape):
+        rest = tuple(k for k in range(a.ndim) if k != axis)
+        rows = np.flatnonzero(np.any(a != b, rest))
+        start, stop = int(rows[0]), int(rows[-1]) + 1
+        if stop - start == n or (a.ndim == 1 and stop - start < 2):  # noqa: PLR2004
+            continue
+        cut = (*[slice(None)] * axis, slice(start, stop))
+        found = _constant(a[cut], b[cut], dtype) or _uniform(a[cut], b[cut], dtype)
+        if found:
+            text = found[0].removesuffix(LOADED)
+            return f"{text} in [{start}, {stop}) of axis {axis} ({n})", {}, found[2]
     return None
 
 
@@ -134,7 +186,8 @@ def _each(a: Array, b: Array, dtype: np.dtype[Any]) -> Found | None:
     """A factor, or a summand, of its own for every index of an axis."""
     if a.ndim < 2:  # noqa: PLR2004
         return None
-    slack = 2 * ROUNDING * _spacing(np.maximum(np.abs(a), np.abs(b)), dtype)
+    summed = 4 if dtype.itemsize == a.itemsize else 1  # the factors are no better than the values
+    slack = 2 * summed * ROUNDING * _spacing(np.maximum(np.abs(a), np.abs(b)), dtype)
     for axis in range(a.ndim):
         rest = tuple(k for k in range(a.ndim) if k != axis)
         if a.size // a.shape[axis] < 2:  # noqa: PLR2004
@@ -168,11 +221,13 @@ def _function(a: Array, b: Array, dtype: np.dtype[Any]) -> Found | None:
     if dtype.kind in "iu" or a.size < 2:  # noqa: PLR2004
         return None
     slack = 2 * ROUNDING * _spacing(np.abs(b), dtype)
+    fits: list[tuple[float, int, str]] = []
     for name, function in FUNCTIONS:
         result = function(a)
         if np.isfinite(result).all() and np.all(np.abs(result - b) <= slack):
-            return name, {}, False
-    return None
+            rounded = result.astype(dtype).astype(np.float64)
+            fits.append((float(np.mean(np.abs(rounded - b))), len(fits), name))
+    return (min(fits)[2], {}, False) if fits else None  # the nearest: epsilons are alike
 
 
 def _spacing(values: Array, dtype: np.dtype[Any]) -> Array:
