@@ -342,6 +342,8 @@ class _Readers:
         if view.dtype == STRING:
             yield _Work(name, tensor, place, None)
             return
+        if view.nbytes > self._nbytes:
+            view = view.in_pieces()
         for box in view.boxes(self._nbytes, ordered=place is None):
             yield _Work(name, tensor, place, box)
 

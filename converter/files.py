@@ -231,6 +231,35 @@ def crc32(data: Array | bytes, crc: int = 0) -> int:
     return zlib.crc32(data if isinstance(data, bytes) else _bytes_of(data).data, crc)
 
 
+Crc = Callable[[Array | bytes, int], int]
+# Bit-reversed, without the leading one.
+POLYNOMIALS: dict[Crc, int] = {crc32: 0xEDB88320, crc32c: 0x82F63B78}
+
+
+def joined_crc(first: int, second: int, nbytes: int, polynomial: int) -> int:
+    """The checksum of two runs of bytes, given that of each and the length of the second.
+
+    Bytes behind the first multiply it by x to the power of their bits, modulo the polynomial.
+    """
+    shift, power, count = 1 << 31, 1 << 23, nbytes  # 1, and x^8: the bits are reversed
+    while count:
+        if count & 1:
+            shift = _product(power, shift, polynomial)
+        power = _product(power, power, polynomial)
+        count >>= 1
+    return _product(shift, first, polynomial) ^ second
+
+
+def _product(a: int, b: int, polynomial: int) -> int:
+    product = 0
+    while a:
+        if a & 1 << 31:
+            product ^= b
+        a = a << 1 & 0xFFFFFFFF
+        b = b >> 1 ^ (polynomial if b & 1 else 0)
+    return product
+
+
 class Checksum(NamedTuple):
     """A stored checksum and the byte range of the file that it covers.
 
@@ -238,7 +267,7 @@ class Checksum(NamedTuple):
     """
 
     name: str
-    function: Callable[[Array | bytes, int], int]
+    function: Crc
     expected: int
     offset: int
     nbytes: int
@@ -257,6 +286,10 @@ class Checksum(NamedTuple):
             block = buffer[place : place + min(BLOCK, self.nbytes - start)]
             file.read_into(self.offset + start, block)
             crc = self.function(block, crc)
+        self.compare(crc, file, tensor)
+
+    def compare(self, crc: int, file: File, tensor: str) -> None:
+        """Raise `ChecksumError` unless the checksum of what comes before the suffix is right."""
         if self.suffix:
             crc = self.function(self.suffix, crc)
         if crc != self.expected:
@@ -297,19 +330,35 @@ class Region:
 
     def read(self, start: int, out: Array) -> None:
         """Fill the 1-D array `out` with the elements from `start` on."""
-        if start < 0 or start + out.size > self.size:
-            raise LimitError(
-                "read outside a tensor's elements",
-                path=self.file.path,
-                tensor=self.tensor,
-                expected=f"at most {self.size} elements",
-                found=f"{out.size} elements from {start}",
-            )
+        self.bound(start, out.size)
         if self._unverified is None:
             self.file.read_into(self.offset + start * self.dtype.itemsize, out)
             return
         with self._turn:  # tensors are read by several threads
             self._read_verified(start, out)
+
+    def bound(self, start: int, size: int) -> None:
+        """Raise `LimitError` unless [start, start + size) are elements of this tensor."""
+        if start < 0 or start + size > self.size:
+            raise LimitError(
+                "read outside a tensor's elements",
+                path=self.file.path,
+                tensor=self.tensor,
+                expected=f"at most {self.size} elements",
+                found=f"{size} elements from {start}",
+            )
+
+    def in_pieces(self) -> Region | _Pieces:
+        """The same elements for a reader that takes each of them once, in pieces of any order.
+
+        The checksum is verified by the last piece, not before the first, and nothing read twice.
+        """
+        checksum, nbytes = self._unverified, self.size * self.dtype.itemsize
+        if checksum is None or checksum.function not in POLYNOMIALS:
+            return self
+        if (checksum.offset, checksum.nbytes) != (self.offset, nbytes):
+            return self
+        return _Pieces(self, checksum)
 
     def _read_verified(self, start: int, out: Array) -> None:
         checksum = self._unverified
@@ -323,6 +372,46 @@ class Region:
             checksum.verify(self.file, self.tensor)
             self._unverified = None
             self.file.read_into(self.offset + start * self.dtype.itemsize, out)
+
+
+class _Pieces:
+    """The elements of a region, each read once, in pieces of any order.
+
+    The checksum is that of the pieces, joined when the last is there.
+    """
+
+    def __init__(self, region: Region, checksum: Checksum) -> None:
+        self.dtype = region.dtype
+        self.size = region.size
+        self._region = region
+        self._checksum = checksum
+        self._polynomial = POLYNOMIALS[checksum.function]
+        self._found: dict[int, tuple[int, int]] = {}  # offset → bytes, checksum
+        self._turn = threading.Lock()
+
+    def read(self, start: int, out: Array) -> None:
+        """Fill `out`; `ChecksumError` when it is the last piece, and they are not right."""
+        self._region.bound(start, out.size)
+        raw, offset, crc = _bytes_of(out), start * self.dtype.itemsize, 0
+        for at in range(0, raw.size, BLOCK):
+            block = raw[at : at + BLOCK]
+            self._region.file.read_into(self._region.offset + offset + at, block)
+            crc = self._checksum.function(block, crc)
+        with self._turn:
+            self._found[offset] = raw.size, crc
+            complete = sum(nbytes for nbytes, _ in self._found.values()) >= self._checksum.nbytes
+        if complete:
+            self._verify()
+
+    def _verify(self) -> None:
+        end, total = 0, self._checksum.initial
+        for offset, (nbytes, crc) in sorted(self._found.items()):
+            if offset != end:  # something was read twice
+                self._checksum.verify(self._region.file, self._region.tensor)
+                return
+            total = joined_crc(total, crc, nbytes, self._polynomial)
+            end += nbytes
+        self._checksum.compare(total, self._region.file, self._region.tensor)
 
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────

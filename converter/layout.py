@@ -20,7 +20,7 @@ import threading
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -70,6 +70,14 @@ class Storage(Protocol):
 
     def read(self, start: int, out: Array) -> None:
         """Fill `out`, one-dimensional, C-contiguous and of `dtype`, with [start, start + size)."""
+
+
+@runtime_checkable
+class Piecewise(Storage, Protocol):
+    """A storage that can do better for a reader that takes every element once."""
+
+    def in_pieces(self) -> Storage:
+        """The same elements, for such a reader."""
 
 
 class Memory:
@@ -310,6 +318,15 @@ class View(NamedTuple):
     def loaded(self) -> View:
         """The same view over memory: all that its storages hold is read, each in one go."""
         return self._replace(storage=_loaded(self.storage))
+
+    def in_pieces(self) -> View:
+        """The same view, for a reader that takes every element once, in pieces of any order."""
+        if not self.in_order or self.size != self.storage.size:
+            return self
+        storage = self.storage
+        return (
+            self._replace(storage=storage.in_pieces()) if isinstance(storage, Piecewise) else self
+        )
 
     @property
     def load_nbytes(self) -> int:

@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from converter import files
 from converter.errors import (
@@ -182,6 +184,67 @@ def test_elements_outside_a_region(start: int, size: int, path: Path) -> None:
     region = Region(File(path), 0, np.dtype("<u4"), 100)
     with pytest.raises(LimitError, match="read outside a tensor's elements"):
         region.read(start, np.empty(size, "<u4"))
+
+
+@given(st.binary(max_size=300), st.binary(max_size=300), st.sampled_from(["crc32", "crc32c"]))
+def test_checksums_of_two_runs_are_joined(one: bytes, other: bytes, name: str) -> None:
+    crc = getattr(files, name)
+    found = files.joined_crc(crc(one), crc(other), len(other), files.POLYNOMIALS[crc])
+    assert found == crc(one + other)
+
+
+def test_checksums_of_long_runs_are_joined() -> None:
+    zeros, nbytes, crc = bytes(1 << 20), 5 << 20, 0
+    for _ in range(5):
+        crc = zlib.crc32(zeros, crc)
+    head = zlib.crc32(b"head")
+    whole = head
+    for _ in range(5):
+        whole = zlib.crc32(zeros, whole)
+    assert files.joined_crc(head, crc, nbytes, files.POLYNOMIALS[files.crc32]) == whole
+
+
+PIECES = [[(0, 100)], [(60, 40), (0, 30), (30, 30)], [(0, 50), (40, 60)]]
+
+
+@pytest.mark.parametrize("pieces", PIECES)
+@pytest.mark.parametrize("crc", [files.crc32, files.crc32c])
+def test_pieces_of_any_order_are_verified_by_the_last(
+    pieces: list[tuple[int, int]], crc: files.Crc, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = path.read_bytes()
+    right = crc(data[3:412])
+    reads = Reads()
+    use(monkeypatch, reads)
+    for expected in (right, right ^ 1):
+        # The checksum covers 5 bytes before the elements and 4 after them, too.
+        checksum = Checksum("part", crc, expected, 8, 400, crc(data[3:8]), data[408:412])
+        region = Region(File(path), 8, np.dtype("<u4"), 100, tensor="t", checksum=checksum)
+        storage = region.in_pieces()
+        reads.log.clear()
+        for start, size in pieces[:-1]:
+            out = np.empty(size, "<u4")
+            storage.read(start, out)
+            assert out.tobytes() == data[8 + 4 * start :][: 4 * size]
+        start, size = pieces[-1]
+        if expected == right:
+            storage.read(start, np.empty(size, "<u4"))
+            if sum(size for _, size in pieces) == 100:  # nothing is read twice
+                assert sorted(reads.log) == [(8 + 4 * at, 4 * n) for at, n in sorted(pieces)]
+        else:
+            with pytest.raises(ChecksumError, match=r"the part checksum does not match.*'t'"):
+                storage.read(start, np.empty(size, "<u4"))
+
+
+def test_pieces_of_what_has_no_such_checksum(path: Path) -> None:
+    plain = Region(File(path), 8, np.dtype("<u4"), 100)
+    assert plain.in_pieces() is plain
+    wider = Region(File(path), 8, np.dtype("u1"), 4, checksum=checked(path, 4, 20))
+    assert wider.in_pieces() is wider
+    checksum = Checksum("crc32c", files.crc32c, 0, 0, 400)
+    region = Region(File(path), 0, np.dtype("<u4"), 100, checksum=checksum)
+    with pytest.raises(LimitError, match="read outside a tensor's elements"):
+        region.in_pieces().read(99, np.empty(2, "<u4"))
 
 
 def test_checksums_of_any_dtype() -> None:

@@ -80,11 +80,16 @@ def convert(  # noqa: PLR0913 - one parameter an option
     }
     with said(record, style), recorded(record, reports), open_checkpoint(source) as checkpoint:
         finished = recorder(checkpoint) if reports else None
-        mapped, plans = request.apply(checkpoint, strict=False)
-        notes = [note for plan in plans for note in plan.problems]
-        if reports or style == "json":
+        told_all = reports or style == "json"
+        mapped: Checkpoint = checkpoint
+        plans: list[Plan] = []
+        if told_all or request.given() or not checkpoint:  # else only the format changes
+            mapped, plans = request.apply(checkpoint, strict=False)
+        if told_all:
+            notes = [note for plan in plans for note in plan.problems]
             record |= as_json(plans, notes, peak_memory(plans[-1].specs, max_memory))
-        plans[-1].check()
+        for plan in plans:
+            plan.check()
         problems = unrepresentable(mapped.specs, name)
         if problems:
             raise MappingError(problems)

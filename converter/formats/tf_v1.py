@@ -339,11 +339,20 @@ class _Floats:
         self._storage: Storage | None = None
         self._turn = threading.Lock()
 
-    def read(self, start: int, out: Array) -> None:
+    @property
+    def storage(self) -> Storage:
+        """Where they are."""
         with self._turn:  # tensors are read by several threads
             if self._storage is None:
                 self._storage = self._value.region()
-        self._storage.read(start, out)
+            return self._storage
+
+    def read(self, start: int, out: Array) -> None:
+        self.storage.read(start, out)
+
+    def in_pieces(self) -> Storage:
+        found = self.storage
+        return found.in_pieces() if isinstance(found, Region) else found
 
 
 def _proto(data: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int]]:
