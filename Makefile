@@ -60,9 +60,9 @@ $(RUN): pyproject.toml constraints.txt
 	@.venv/bin/python $(PIP) --editable .
 	@touch $@
 
-# tf-keras would bring a second, larger TensorFlow, and torchvision is used without its compiled
-# part; both work without what they require.  What tests/legacy.txt names would not stand beside
-# the rest, so it lies in a folder of its own.
+# tf-keras would bring a second, larger TensorFlow, torchvision is used without its compiled part, and
+# of the last two only the networks are: all work without what they require.  What tests/legacy.txt
+# names would not stand beside the rest, so it lies in a folder of its own.
 $(TEST): pyproject.toml constraints.txt tests/legacy.txt
 	@$(READY)
 	@echo "installing into .venv-test (with TensorFlow and PyTorch; minutes)"
@@ -70,5 +70,6 @@ $(TEST): pyproject.toml constraints.txt tests/legacy.txt
 	@.venv-test/bin/python $(PIP) pip
 	@.venv-test/bin/python $(PIP) --editable . --group lint --group test --group oracles pillow
 	@.venv-test/bin/python -m pip install -qq --no-deps --upgrade --target .venv-test/legacy -r tests/legacy.txt
-	@.venv-test/bin/python $(PIP) --no-deps tf-keras torchvision
+	@.venv-test/bin/python $(PIP) --no-deps tf-keras torchvision timm \
+		deeplabcut tf-models-research-object-detection
 	@touch $@
