@@ -6,6 +6,7 @@ loads them, strictly, and runs its own layer on the same input.  Each framework 
 
 from __future__ import annotations
 
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,12 +26,17 @@ BLOCKS = [name.removeprefix("layers/") for name in shipped_names() if name.start
 SIZES = {
     "depthwise-keras-torch": {"multiplier": 2},
     "separable-keras-torch": {"multiplier": 2},
+    "depthwise-tf-torch": {"multiplier": 2},
+    "separable-tf-torch": {"multiplier": 2},
+    "lstm-tf-torch": {"i": 6},
+    "bidirectional-lstm-tf-torch": {"i": 6},
     "dense-flatten-keras-torch": {"h": 9, "w": 8},
     "dense-flatten-flax-torch": {"h": 9, "w": 8},
     "dense-flatten-tf-torch": {"h": 9, "w": 8},
-} | {name: {"heads": 3} for name in BLOCKS if name.startswith("attention")}
+} | {name: {"heads": 3} for name in BLOCKS if re.match("attention-(fused-)?(keras|flax)", name)}
 KERAS = [name for name in BLOCKS if name.endswith("-keras-torch")] + ["conv1-keras-torch"]
 FLAX = [name for name in BLOCKS if name.endswith("-flax-torch") and "stats" not in name]
+TF = ["lstm-tf-torch", "bidirectional-lstm-tf-torch"]
 
 
 def block(name: str) -> converter.Port:
@@ -71,7 +77,7 @@ def ran(tmp_path_factory):
         pytest.skip(f"needs {', '.join(needed)}")
     folder = tmp_path_factory.mktemp("layers")
     cases: dict[str, dict[str, Array]] = {}
-    for framework in ("keras", "flax"):
+    for framework in ("keras", "flax", "tf"):
         oracles.run(f"{framework}_layers", folder)
         for key, array in oracles.load_arrays(folder / f"{framework}.npz").items():
             case, _, name = key.partition("|")
@@ -96,7 +102,7 @@ def ran(tmp_path_factory):
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("name", KERAS + FLAX)
+@pytest.mark.parametrize("name", KERAS + FLAX + TF)
 def test_the_layers_of_both_sides_compute_the_same(ran, name):
     layer = ran[name]
     assert layer.found.shape == layer.expected.shape
@@ -104,7 +110,7 @@ def test_the_layers_of_both_sides_compute_the_same(ran, name):
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("name", KERAS + FLAX)
+@pytest.mark.parametrize("name", KERAS + FLAX + TF)
 def test_the_conventions_of_probes_are_those_of_the_real_layers(ran, name):
     """What NumPy computes of the weights of either side is what the framework's layer did."""
     real = ran[name]
@@ -124,12 +130,21 @@ def test_the_conventions_of_probes_are_those_of_the_real_layers(ran, name):
 
 SLIM = {
     "conv-tf-torch": {"weights": (3, 2, 4, 5), "biases": (5,)},
-    "depthwise-tf-torch": {"depthwise_weights": (3, 2, 4, 1), "biases": (4,)},
+    "depthwise-tf-torch": {"depthwise_weights": (3, 2, 4, 2), "biases": (8,)},
+    "separable-tf-torch": {
+        "depthwise_weights": (3, 2, 4, 2),
+        "pointwise_weights": (1, 1, 8, 5),
+        "biases": (5,),
+    },
+    "conv-transpose-tf-torch": {"weights": (3, 2, 5, 4), "biases": (5,)},
     "dense-tf-torch": {"weights": (4, 5), "biases": (5,)},
     "dense-flatten-tf-torch": {"weights": (288, 5), "biases": (5,)},
     "batchnorm-tf-torch": dict.fromkeys(("gamma", "beta", "moving_mean", "moving_variance"), (4,)),
+    "layernorm-tf-torch": {"gamma": (4,), "beta": (4,)},
+    "groupnorm-tf-torch": {"gamma": (4,), "beta": (4,)},
+    "embedding-tf-torch": {"embeddings": (7, 4)},
 }
-OTHER = {"weights": "kernel", "depthwise_weights": "kernel", "biases": "bias"}
+OTHER = {"weights": "kernel", "biases": "bias", "pointwise_weights": "pointwise_kernel"}
 
 
 def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, Array]:
@@ -142,8 +157,10 @@ def test_slim_names_are_keras_layers(name):
     arrays = weights(SLIM[name])
     keras = name.replace("-tf-", "-keras-")
     sizes = SIZES.get(name)
+    depthwise = "depthwise_kernel" if "separable" in name else "kernel"
     found = port(f"layers/{name}", sizes=sizes)(from_arrays(arrays))
-    renamed = {OTHER.get(n, n): array for n, array in arrays.items()}
+    other = OTHER | {"depthwise_weights": depthwise}
+    renamed = {other.get(n, n): array for n, array in arrays.items()}
     expected = port(f"layers/{keras}", sizes=sizes)(from_arrays(renamed))
     assert {n: t.numpy().tobytes() for n, t in found.items()} == {
         n: t.numpy().tobytes() for n, t in expected.items()
@@ -166,6 +183,27 @@ def test_fused_projections_are_parted():
         np.testing.assert_array_equal(found[f"{each}_proj.bias"], arrays["b"][part])
 
 
+@pytest.mark.parametrize("name", ["attention-tf-torch", "attention-fused-tf-torch"])
+def test_projections_of_bert_are_turned(name):
+    kinds = ("self/query", "self/key", "self/value", "output/dense")
+    shapes = {
+        f"{kind}/{part}": s for kind in kinds for part, s in (("kernel", (6, 6)), ("bias", 6))
+    }
+    arrays = weights(shapes)
+    found = mapped(name, arrays)
+    for nth, kind in enumerate(kinds):
+        kernel, bias = arrays[f"{kind}/kernel"], arrays[f"{kind}/bias"]
+        if nth == 3:
+            each = found["out_proj.weight"], found["out_proj.bias"]
+        elif "fused" in name:
+            part = slice(6 * nth, 6 * nth + 6)
+            each = found["in_proj_weight"][part], found["in_proj_bias"][part]
+        else:
+            each = found[f"{'qkv'[nth]}_proj.weight"], found[f"{'qkv'[nth]}_proj.bias"]
+        np.testing.assert_array_equal(each[0], kernel.T)
+        np.testing.assert_array_equal(each[1], bias)
+
+
 def test_both_biases_of_an_lstm_are_kept_as_their_sum():
     shapes = {"weight_ih_l0": (20, 6), "weight_hh_l0": (20, 5), "bias_ih_l0": (20,)}
     arrays = weights(shapes | {"bias_hh_l0": (20,)})
@@ -180,7 +218,8 @@ def test_both_biases_of_an_lstm_are_kept_as_their_sum():
 
 def test_every_block_is_proven():
     by_hand = {"batchnorm-noscale-tf-torch", "qkv-tf-torch", "lstm-torch-keras"}
+    by_hand |= {"attention-tf-torch", "attention-fused-tf-torch"}
     by_hand.add("attention-grouped-megatron-torch")  # in test_hard_ports
     stats = {"batchnorm-stats-flax-torch"}
-    assert {*KERAS, *FLAX, *SLIM, *by_hand, *stats} - {"conv1-keras-torch"} == set(BLOCKS)
+    assert {*KERAS, *FLAX, *TF, *SLIM, *by_hand, *stats} - {"conv1-keras-torch"} == set(BLOCKS)
     assert all(load(f"layers/{name}").about for name in BLOCKS)

@@ -182,6 +182,10 @@ def survivors(probe: Probe, every: int) -> tuple[int, list[str]]:
 # The values differ all the same, so `converter diff` tells them.
 UNSEEN = {
     "layers/lstm-flax-torch": "-> bias_ih_l0 + bias_hh_l0",
+    "layers/bidirectional-lstm-flax-torch": "-> bias_",
+    "layers/lstm-tf-torch": "-> bias_hh_l0 + bias_ih_l0",
+    "layers/bidirectional-lstm-tf-torch": "-> bias_",
+    "layers/attention-fused-tf-torch": "self/value/bias -> in_proj_bias",
     "layers/attention-fused-flax-torch": "query/bias + key/bias + value/bias -> in_proj_bias",
     "layers/attention-fused-keras-torch": "query/bias + key/bias + value/bias -> in_proj_bias",
     "layers/attention-grouped-megatron-torch": "linear_qkv.bias -> q_proj.bias",

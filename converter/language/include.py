@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from converter.errors import Diagnostic
+from converter.language.names import Sizes
 from converter.language.rules import Rules
 
 MAX_DEPTH = 8  # of includes within includes
@@ -71,8 +72,8 @@ class Chain:
     def compiled(
         self,
         path: Path,
-        sizes: Mapping[str, int],
-        compile_: Callable[[Path, Mapping[str, int], Chain], tuple[Rules, tuple[Diagnostic, ...]]],
+        sizes: Sizes,
+        compile_: Callable[[Path, Sizes, Chain], tuple[Rules, tuple[Diagnostic, ...]]],
     ) -> tuple[Rules, tuple[Diagnostic, ...]]:
         """What compiling gives; done once for a file and its sizes."""
         key = (path, tuple(sorted(sizes.items())))

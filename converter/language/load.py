@@ -143,7 +143,7 @@ class _Compiler:
         """Note a problem; the run goes on."""
         self.problems.append(place.diagnostic(code, message, **facts))
 
-    def compile(self, sizes: Mapping[str, int]) -> Rules:
+    def compile(self, sizes: names.Sizes) -> Rules:
         """The rules, as far as they can be read."""
         self.chain.texts.setdefault(self.path or Path(), self.document.text)
         model = self.model()
@@ -206,7 +206,7 @@ class _Compiler:
                     )
         return {key: value for key, (value, _) in found.items()} | dict(own)
 
-    def check_sizes(self, sizes: Mapping[str, int], declared: Mapping[str, int | None]) -> None:
+    def check_sizes(self, sizes: names.Sizes, declared: names.Sizes) -> None:
         """Sizes from outside must be of this mapping; only in names may they be 0."""
         in_names = names.words_in_braces(self.document.data)
         for name, size in sorted(sizes.items()):
@@ -214,7 +214,7 @@ class _Compiler:
             where = self.place("sizes", name)
             if name not in declared:
                 self.problem("MAP107", f"there is no size '{name}'", where, expected=known)
-            elif size < 1 and name not in in_names:
+            elif size is not None and size < 1 and name not in in_names:
                 self.problem("MAP107", f"size '{name}' is {size}, and no axis is", where)
         for name, number in declared.items():
             if number == 0 and name not in in_names:
@@ -244,14 +244,12 @@ class _Compiler:
 
     def included(self, index: int, model: IncludeModel) -> Rules:
         """The rules of another file, compiled with these sizes; its problems become ours."""
-        sizes: dict[str, int] = {}
+        sizes: dict[str, int | None] = {}  # None: to be given from outside, here as there
         for name, size in model.sizes.items():
-            known = self.sizes.get(size) if isinstance(size, str) else size
-            if known is None:
+            sizes[name] = self.named.get(size) if isinstance(size, str) else size
+            if isinstance(size, str) and size not in self.named:
                 where = self.place("include", index, "sizes", name)
                 self.problem("MAP107", f"a size '{size}' is not known", where)
-            else:
-                sizes[name] = known
         path = self.chain.find(model.mapping)
         with self.chain.enter(path):
             rules, problems = self.chain.compiled(path, sizes, _compile)
@@ -658,9 +656,7 @@ class _Compiler:
         )
 
 
-def _compile(
-    path: Path, sizes: Mapping[str, int], chain: Chain
-) -> tuple[Rules, tuple[Diagnostic, ...]]:
+def _compile(path: Path, sizes: names.Sizes, chain: Chain) -> tuple[Rules, tuple[Diagnostic, ...]]:
     """The rules of an included file, and its problems."""
     try:
         document = read(_text(path), path)

@@ -3,6 +3,7 @@
 Keras, Flax            kernels [i, heads, d] and, of the output, [heads, d, o]
 PyTorch                weights [(heads d), i] and [o, (heads d)], apart or all three in one
 Megatron               one weight [(groups (queries, key, value) d), i]: groups share key and value
+TF (BERT)              kernels [i, (heads d)] and, of the output, [(heads d), o]
 TF (GPT-2's c_attn)    one kernel [i, (q k v)]; its layer is the three projections alone
 """
 
@@ -57,6 +58,12 @@ def _fused(w: Weights, x: Array, sizes: Sizes) -> Array:
     return _linear(w, "out_proj", attend(q, k, v))
 
 
+def _bert(w: Weights, x: Array, sizes: Sizes) -> Array:
+    qkv = (x @ w[f"self/{n}/kernel"] + w[f"self/{n}/bias"] for n in ("query", "key", "value"))
+    found = attend(*(_split_heads(each, sizes["heads"]) for each in qkv))
+    return found @ w["output/dense/kernel"] + w["output/dense/bias"]
+
+
 def _grouped(w: Weights, x: Array, sizes: Sizes) -> Array:
     """The queries of a group meet its one key and value."""
     found = x @ w["linear_qkv.weight"].T + w["linear_qkv.bias"]
@@ -87,6 +94,11 @@ SEPARATE = {
     "out_proj.weight": f"{INNER} {INNER}",
     "out_proj.bias": INNER,
 }
+BERT = {
+    f"{name}/{part}": axes
+    for name in ("self/query", "self/key", "self/value", "output/dense")
+    for part, axes in (("kernel", f"{INNER} {INNER}"), ("bias", INNER))
+}
 FUSED = {
     "in_proj_weight": f"(3 heads d) {INNER}",
     "in_proj_bias": "(3 heads d)",
@@ -116,6 +128,7 @@ LAYERS = {
         {
             "keras": _kernels("attention_output"),
             "flax": _kernels("out"),
+            "tf": Convention(BERT, _bert, _without_bias(BERT)),
             "torch": Convention(SEPARATE, _separate, _without_bias(SEPARATE)),
             "torch-fused": Convention(FUSED, _fused, _without_bias(FUSED)),
         },

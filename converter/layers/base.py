@@ -17,10 +17,13 @@ Compute = Callable[[Weights, Array, Sizes], Array]
 
 
 def shape_of(axes: str, sizes: Sizes) -> tuple[int, ...]:
-    """The shape that axes in words have: `(4 u) i` is [20, 6] for u = 5 and i = 6."""
+    """The shape that axes in words have: `(4 u) i+u` is [20, 11] for u = 5 and i = 6."""
     groups = re.findall(r"\(([^)]*)\)|(\S+)", axes)
     return tuple(
-        math.prod(int(word) if word.isdecimal() else sizes[word] for word in (many or one).split())
+        math.prod(
+            sum(int(word) if word.isdecimal() else sizes[word] for word in words.split("+"))
+            for words in (many or one).split()
+        )
         for many, one in groups
     )
 

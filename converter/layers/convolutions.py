@@ -1,6 +1,7 @@
 """Convolutions: plain, depthwise, separable and transposed, without padding.
 
-Keras, Flax, TF-Slim   kernel [*window, i, o], channels last; depthwise [h, w, c, multiplier]
+Keras, Flax, TF-Slim   kernel [*window, i, o], channels last; depthwise [h, w, c, multiplier],
+                       but in Flax [h, w, 1, c multiplier]
 PyTorch                weight [o, i, *window], channels first; depthwise [c multiplier, 1, h, w]
 transposed             Keras [*window, o, i] and PyTorch [i, o, *window] are the gradient of a
                        convolution; Flax [*window, i, o] correlates the spread-out input
@@ -96,9 +97,12 @@ def _conv(window: str, size: dict[str, int]) -> Layer:
 
 
 def _transposed(window: str, size: dict[str, int]) -> Layer:
-    def keras(w: Weights, x: Array, _: Sizes) -> Array:
-        kernel = np.moveaxis(w["kernel"], (-1, -2), (0, 1))
-        return np.moveaxis(_scattered(np.moveaxis(x, -1, 1), kernel), 1, -1) + w["bias"]
+    def keras(kernel: str, bias: str) -> Convention:
+        def compute(w: Weights, x: Array, _: Sizes) -> Array:
+            turned = np.moveaxis(w[kernel], (-1, -2), (0, 1))
+            return np.moveaxis(_scattered(np.moveaxis(x, -1, 1), turned), 1, -1) + w[bias]
+
+        return Convention({kernel: f"{window} o i", bias: "o"}, compute, {bias: 0})
 
     def flax(w: Weights, x: Array, _: Sizes) -> Array:
         around = [(0, 0), *((k - 1, k - 1) for k in w["kernel"].shape[:-2]), (0, 0)]
@@ -113,7 +117,8 @@ def _transposed(window: str, size: dict[str, int]) -> Layer:
         {**size, "i": 4, "o": 5},
         " ".join(["2", *"434"[: len(size)], "i"]),
         {
-            "keras": Convention({"kernel": f"{window} o i", "bias": "o"}, keras, {"bias": 0}),
+            "keras": keras("kernel", "bias"),
+            "slim": keras("weights", "biases"),
             "flax": Convention({"kernel": f"{window} i o", "bias": "o"}, flax, {"bias": 0}),
             "torch": Convention(
                 {"weight": f"i o {window}", "bias": "o"}, _channels_first(torch), {"bias": 0}
@@ -144,8 +149,41 @@ def _depthwise(kernel: str, bias: str) -> Convention:
     return Convention(weights, compute, {bias: 0})
 
 
-def _separable(w: Weights, x: Array, _: Sizes) -> Array:
-    return _last(_each_last(x, w["depthwise_kernel"]), w["pointwise_kernel"]) + w["bias"]
+def _separable(depthwise: str, pointwise: str, bias: str) -> Convention:
+    def compute(w: Weights, x: Array, _: Sizes) -> Array:
+        return _last(_each_last(x, w[depthwise]), w[pointwise]) + w[bias]
+
+    weights = {
+        depthwise: "h w c multiplier",
+        pointwise: "1 1 (c multiplier) o",
+        bias: "o",
+    }
+    return Convention(weights, compute, {bias: 0})
+
+
+def _of_groups(x: Array, kernel: Array) -> Array:
+    """Flax: x [n, h, w, c] with kernel [h, w, 1, (c multiplier)], an input to each group."""
+    return _each_last(x, kernel.reshape(*kernel.shape[:2], x.shape[-1], -1))
+
+
+FLAX_DEPTHWISE = Convention(
+    {"kernel": "h w 1 (c multiplier)", "bias": "(c multiplier)"},
+    lambda w, x, _: _of_groups(x, w["kernel"]) + w["bias"],
+    {"bias": 0},
+)
+FLAX_SEPARABLE = Convention(
+    {
+        "depthwise/kernel": "h w 1 (c multiplier)",
+        "depthwise/bias": "(c multiplier)",
+        "pointwise/kernel": "1 1 (c multiplier) o",
+        "pointwise/bias": "o",
+    },
+    lambda w, x, _: (
+        _last(_of_groups(x, w["depthwise/kernel"]) + w["depthwise/bias"], w["pointwise/kernel"])
+        + w["pointwise/bias"]
+    ),
+    {"depthwise/bias": 0, "pointwise/bias": 0},
+)
 
 
 WINDOWS: dict[str, dict[str, int]] = {
@@ -163,6 +201,7 @@ LAYERS = {
         {
             "keras": _depthwise("kernel", "bias"),
             "slim": _depthwise("depthwise_weights", "biases"),
+            "flax": FLAX_DEPTHWISE,
             "torch": Convention(
                 {"weight": "(c multiplier) 1 h w", "bias": "(c multiplier)"},
                 _channels_first(lambda w, x: _biased(_grouped(x, w["weight"]), w["bias"])),
@@ -175,28 +214,26 @@ LAYERS = {
         {"h": 3, "w": 2, "c": 4, "multiplier": 2, "o": 5},
         "2 7 6 c",
         {
-            "keras": Convention(
-                {
-                    "depthwise_kernel": "h w c multiplier",
-                    "pointwise_kernel": "1 1 (c multiplier) o",
-                    "bias": "o",
-                },
-                _separable,
-                {"bias": 0},
-            ),
+            "keras": _separable("depthwise_kernel", "pointwise_kernel", "bias"),
+            "slim": _separable("depthwise_weights", "pointwise_weights", "biases"),
+            "flax": FLAX_SEPARABLE,
             "torch": Convention(
                 {
                     "depthwise.weight": "(c multiplier) 1 h w",
+                    "depthwise.bias": "(c multiplier)",
                     "pointwise.weight": "o (c multiplier) 1 1",
                     "pointwise.bias": "o",
                 },
                 _channels_first(
                     lambda w, x: _biased(
-                        _first(_grouped(x, w["depthwise.weight"]), w["pointwise.weight"]),
+                        _first(
+                            _biased(_grouped(x, w["depthwise.weight"]), w["depthwise.bias"]),
+                            w["pointwise.weight"],
+                        ),
                         w["pointwise.bias"],
                     )
                 ),
-                {"pointwise.bias": 0},
+                {"depthwise.bias": 0, "pointwise.bias": 0},
             ),
         },
     ),

@@ -1,7 +1,9 @@
 """LSTM and GRU, one way and both ways; they return what they give out at every step.
 
-LSTM  the blocks of gates: Keras i f c o; PyTorch i f g o; ONNX i o f c; Flax has a kernel each
-GRU   Keras (reset_after) z r h; PyTorch r z n; both apply the reset gate after the product
+LSTM  the blocks of gates: Keras i f c o; PyTorch i f g o; ONNX i o f c; TF's BasicLSTMCell i j f o,
+      of one kernel for input and state, with 1 added to f; Flax has a kernel each
+GRU   Keras (reset_after) z r h; PyTorch r z n; Flax has a kernel each; all of them apply the reset
+      gate after the product
 """
 
 from __future__ import annotations
@@ -81,6 +83,12 @@ def _lstm_flax(w: Weights, x: Array, state: Array) -> list[Array]:
     return [x @ w[f"i{g}/kernel"] + state @ w[f"h{g}/kernel"] + w[f"h{g}/bias"] for g in "ifgo"]
 
 
+def _lstm_tf(w: Weights, x: Array, state: Array) -> list[Array]:
+    blocks = np.concatenate([x, state], -1) @ w["kernel"] + w["bias"]
+    i, g, f, o = np.split(blocks, 4, -1)
+    return [i, f + 1, g, o]
+
+
 def _lstm_onnx(w: Weights, x: Array, state: Array) -> list[Array]:
     of_input, of_state = np.split(w["B"][0], 2)
     blocks = x @ w["W"][0].T + state @ w["R"][0].T + of_input + of_state
@@ -98,6 +106,12 @@ def _gru_torch(w: Weights, x: Array, state: Array) -> list[Array]:
     of_input = (w["weight_ih_l0"] @ x.T).T + w["bias_ih_l0"]
     of_state = (w["weight_hh_l0"] @ state.T).T + w["bias_hh_l0"]
     return [*np.split(of_input, 3, -1), *np.split(of_state, 3, -1)]
+
+
+def _gru_flax(w: Weights, x: Array, state: Array) -> list[Array]:
+    of_input = [x @ w[f"i{g}/kernel"] + w[f"i{g}/bias"] for g in "rzn"]
+    r, z, n = (state @ w[f"h{g}/kernel"] for g in "rzn")
+    return [*of_input, r, z, n + w["hn/bias"]]
 
 
 def _torch_weights(gates: int) -> dict[str, str]:
@@ -120,32 +134,39 @@ LSTM = {
         | {f"h{g}/bias": "u" for g in "ifgo"},
         _lstm_flax,
     ),
+    "tf": _lstm({"kernel": "i+u (4 u)", "bias": "(4 u)"}, _lstm_tf),
     "onnx": _lstm({"W": "1 (4 u) i", "R": "1 (4 u) u", "B": "1 (8 u)"}, _lstm_onnx),
 }
 GRU = {
     "keras": _gru(
         {"kernel": "i (3 u)", "recurrent_kernel": "u (3 u)", "bias": "2 (3 u)"}, _gru_keras
     ),
+    "flax": _gru(
+        {f"i{g}/kernel": "i u" for g in "rzn"}
+        | {f"i{g}/bias": "u" for g in "rzn"}
+        | {f"h{g}/kernel": "u u" for g in "rzn"}
+        | {"hn/bias": "u"},
+        _gru_flax,
+    ),
     "torch": _gru(_torch_weights(3), _gru_torch),
 }
 SIZES = {"i": 4, "u": 5}
+
+
+def _bidirectional(about: str, word: str, one: dict[str, Convention]) -> Layer:
+    forms = {
+        "keras": (f"forward_{word}/{word}_cell/{{}}", f"backward_{word}/{word}_cell/{{}}"),
+        "flax": ("forward_rnn/cell/{}", "backward_rnn/cell/{}"),
+        "tf": ("fw/basic_lstm_cell/{}", "bw/basic_lstm_cell/{}"),
+        "torch": ("{}", "{}_reverse"),
+    }
+    both = {name: _both_ways(one[name], *form) for name, form in forms.items() if name in one}
+    return Layer(f"{about} in both directions", SIZES, "2 6 i", both)
+
+
 LAYERS = {
     "lstm": Layer("an LSTM", SIZES, "2 6 i", LSTM),
     "gru": Layer("a GRU", SIZES, "2 6 i", GRU),
-    **{
-        f"bidirectional-{word}": Layer(
-            f"{article} {word.upper()} in both directions",
-            SIZES,
-            "2 6 i",
-            {
-                "keras": _both_ways(
-                    one["keras"],
-                    f"forward_{word}/{word}_cell/{{}}",
-                    f"backward_{word}/{word}_cell/{{}}",
-                ),
-                "torch": _both_ways(one["torch"], "{}", "{}_reverse"),
-            },
-        )
-        for article, word, one in (("an", "lstm", LSTM), ("a", "gru", GRU))
-    },
+    "bidirectional-lstm": _bidirectional("an LSTM", "lstm", LSTM),
+    "bidirectional-gru": _bidirectional("a GRU", "gru", GRU),
 }

@@ -122,6 +122,17 @@ def test_sizes_are_given_by_number_or_by_name(tmp_path, block):
         assert plan.check().specs["a.q"].shape == shape
 
 
+def test_a_size_that_is_not_known_yet_is_handed_on(tmp_path, block):
+    block.write_text(block.read_text("utf-8").replace("{heads: 2}", "{heads: }"), "utf-8")
+    path = including(
+        tmp_path, "{mapping: parts/block.yaml, sizes: {heads: many}}", head="sizes: {many: }\n"
+    )
+    plan = planned(path, "conv0/kernel", "q", many=2)
+    assert plan.check().specs["q"].shape == (2, 2)
+    (problem,) = planned(path, "conv0/kernel", "q").problems
+    assert problem.code == "PLN220"
+
+
 def test_a_mapping_is_included_backward(tmp_path, block):
     path = including(tmp_path, "{mapping: parts/block.yaml, source: a., target: a/, reverse: true}")
     assert made(path, "a.conv0.weight", "a.conv0.n") == {"a/conv0/kernel": ("a.conv0.weight",)}

@@ -10,6 +10,18 @@ import numpy as np
 from tests.oracles import save_arrays
 
 
+def separable(nn):
+    class Separable(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            options = {"padding": "VALID", "feature_group_count": 4, "use_bias": False}
+            return nn.Conv(5, (1, 1), name="pointwise")(
+                nn.Conv(8, (3, 2), name="depthwise", **options)(x)
+            )
+
+    return Separable()
+
+
 def cases(nn):
     image, sequence = (2, 9, 8, 4), (2, 7, 6)
     attention = nn.MultiHeadDotProductAttention(3, qkv_features=6)
@@ -25,7 +37,21 @@ def cases(nn):
         "layernorm-flax-torch": (nn.LayerNorm(epsilon=1e-3), (2, 6)),
         "groupnorm-flax-torch": (nn.GroupNorm(2, epsilon=1e-3), image),
         "embedding-flax-torch": (nn.Embed(11, 4), (2, 3)),
+        "depthwise-flax-torch": (
+            nn.Conv(8, (3, 2), padding="VALID", feature_group_count=4),
+            image,
+        ),
+        "separable-flax-torch": (separable(nn), image),
         "lstm-flax-torch": (nn.RNN(nn.OptimizedLSTMCell(5)), sequence),
+        "gru-flax-torch": (nn.RNN(nn.GRUCell(5)), sequence),
+        "bidirectional-lstm-flax-torch": (
+            nn.Bidirectional(nn.RNN(nn.OptimizedLSTMCell(5)), nn.RNN(nn.OptimizedLSTMCell(5))),
+            sequence,
+        ),
+        "bidirectional-gru-flax-torch": (
+            nn.Bidirectional(nn.RNN(nn.GRUCell(5)), nn.RNN(nn.GRUCell(5))),
+            sequence,
+        ),
         "attention-flax-torch": (attention, sequence),
         "attention-fused-flax-torch": (attention, sequence),
     }
@@ -51,7 +77,9 @@ def main(folder: str) -> None:
         }
         for key, value in values.items():
             kept = key.split("/")[1:]
-            found[f"{name}|{'/'.join(kept[1:] if name.startswith('lstm') else kept)}"] = value
+            found[f"{name}|{'/'.join(kept[1:] if name.startswith(('lstm', 'gru')) else kept)}"] = (
+                value
+            )
         found[f"{name}|x"] = x
         found[f"{name}|y"] = np.asarray(layer.apply(unflatten_dict(values, sep="/"), x))
     save_arrays(Path(folder) / "flax.npz", found)
