@@ -6,6 +6,7 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -361,3 +362,10 @@ def test_a_probe_that_cannot_be_read(tmp_path, probe, said):
     _, (problem, *_) = findings(DENSE % probe, tmp_path / "m.yaml")
     assert problem.code == "MAP002"
     assert said in problem.message
+
+
+def test_the_reference_lists_every_layer_and_convention():
+    text = (Path(__file__).parents[1] / "docs" / "language.md").read_text(encoding="utf-8")
+    for name, layer in LAYERS.items():
+        sizes, conventions = ", ".join(layer.sizes), ", ".join(layer.conventions)
+        assert f"| `{name}` | {layer.about} | {sizes} | {conventions} |" in text

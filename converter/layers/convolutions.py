@@ -81,7 +81,7 @@ def _conv(window: str, size: dict[str, int]) -> Layer:
         return _biased(_first(x, w["weight"]), w["bias"])
 
     return Layer(
-        f"a convolution over {len(size)} axes",
+        f"a convolution, {len(size)}-D",
         {**size, "i": 4, "o": 5},
         " ".join(["2", *"7657"[: len(size)], "i"]),
         {
@@ -113,7 +113,7 @@ def _transposed(window: str, size: dict[str, int]) -> Layer:
         return _biased(_scattered(x, w["weight"]), w["bias"])
 
     return Layer(
-        f"a transposed convolution over {len(size)} axes, with a stride",
+        f"a transposed convolution, {len(size)}-D, of stride 2",
         {**size, "i": 4, "o": 5},
         " ".join(["2", *"434"[: len(size)], "i"]),
         {

@@ -168,9 +168,10 @@ def _blockwise(a: Array, b: Array, dtype: np.dtype[Any]) -> Found | None:
 
 def _ranged(a: Array, b: Array, dtype: np.dtype[Any]) -> Found | None:
     """A change of one range along an axis: of what was never loaded, for one."""
+    differ = a != b
     for axis, n in enumerate(a.shape):
         rest = tuple(k for k in range(a.ndim) if k != axis)
-        rows = np.flatnonzero(np.any(a != b, rest))
+        rows = np.flatnonzero(np.any(differ, rest))
         start, stop = int(rows[0]), int(rows[-1]) + 1
         if stop - start == n or (a.ndim == 1 and stop - start < 2):  # noqa: PLR2004
             continue
