@@ -56,7 +56,11 @@ def headers(app: str) -> dict[str, tuple[str, list[int]]]:
 def application(name: str) -> Any:
     """`ResNet50`, or the function of a family, such as `resnet.ResNet`."""
     module, _, function = name.rpartition(".")
-    return getattr(importlib.import_module(f"keras.src.applications.{module}"), function) if module else getattr(keras.applications, function)
+    return (
+        getattr(importlib.import_module(f"keras.src.applications.{module}"), function)
+        if module
+        else getattr(keras.applications, function)
+    )
 
 
 def stacked(version: int, blocks: list[int]) -> Any:
@@ -179,11 +183,7 @@ def main() -> None:
     keras.config.set_floatx("float64")
     run = {"write": write, "read": read}[command]
     for name, job in jobs["jobs"].items():
-        import time
-
-        t = time.time()
         run(Path(jobs["folder"]), name, job)
-        print(name, time.time() - t, flush=True)
 
 
 if __name__ == "__main__":

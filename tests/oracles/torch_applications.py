@@ -106,7 +106,7 @@ def headers(model: str, **options: Any) -> dict[str, tuple[Any, list[int]]]:
 
 
 def narrowed(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
-    """The tensors get the shapes of a state, of as many axes, which says how wide the layers are."""
+    """The tensors get the shapes that they have in a state, where they have as many axes."""
     for path, module in model.named_modules():
         for kept in (module._parameters, module._buffers):
             for name, tensor in kept.items():
@@ -120,7 +120,9 @@ def narrowed(model: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
             module.normalized_shape = tuple(module.weight.shape)
 
 
-def build(job: Mapping[str, Any], state: Mapping[str, torch.Tensor], *, matching: bool) -> nn.Module:
+def build(
+    job: Mapping[str, Any], state: Mapping[str, torch.Tensor], *, matching: bool
+) -> nn.Module:
     """The real class with these weights, all of them."""
     options = {**job.get("options", {}), **(job.get("matching", {}) if matching else {})}
     if "name" in job:
