@@ -275,24 +275,32 @@ def run_savedmodel(request: dict[str, Any], recorder: Recorder) -> None:
         recorder.event(OUTPUT, "out", value.numpy())
 
 
+_CONSTANT = {"Const", "Placeholder", "Identity", "NoOp", "ReadVariableOp"}  # or no layer at all
+_SAME = {"Identity", "ReadVariableOp", "Reshape", "ExpandDims"}  # the same values
+
+
 def _is_layer(op: Any) -> bool:
-    """Whether an operation makes an array of numbers of other arrays."""
-    made = op.type not in {"Const", "Placeholder", "Identity", "NoOp", "ReadVariableOp"}
-    return (
-        made and bool(op.outputs) and op.outputs[0].dtype.is_floating and bool(op.outputs[0].shape)
-    )
+    """Whether an operation makes an array of numbers of what is no constant."""
+    if op.type in _CONSTANT or not op.outputs or not op.outputs[0].dtype.is_floating:
+        return False
+    return any(_origin(tensor).type != "Const" for tensor in op.inputs)
+
+
+def _origin(tensor: Any) -> Any:
+    """The operation that made a tensor's values."""
+    while tensor.op.type in _SAME:
+        tensor = tensor.op.inputs[0]
+    return tensor.op
 
 
 def _constants(op: Any) -> Iterator[Array]:
-    """The constants that an operation takes, also behind operations that change nothing."""
+    """The constants that an operation takes."""
     import tensorflow as tf
 
     for tensor in op.inputs:
-        owner = tensor.op
-        while owner.type in {"Identity", "ReadVariableOp"}:
-            owner = owner.inputs[0].op
-        if owner.type == "Const":
-            yield np.asarray(tf.make_ndarray(owner.get_attr("value")))
+        origin = _origin(tensor)
+        if origin.type == "Const":
+            yield np.asarray(tf.make_ndarray(origin.get_attr("value")))
 
 
 RUNS: dict[str, Callable[[dict[str, Any], Recorder], None]] = {

@@ -62,7 +62,7 @@ class Event(NamedTuple):
 
     def array(self) -> Array:
         """The values."""
-        found: Array = np.load(self.path, allow_pickle=False)
+        found: Array = np.load(self.path, mmap_mode="r", allow_pickle=False)
         return found
 
 
@@ -93,18 +93,19 @@ def parity(  # noqa: PLR0913 - what is run, and how, each by name
     kind, model, module = models
     with tempfile.TemporaryDirectory(prefix="converter-") as folder:
         request = {"kind": kind, "model": model, "weights": str(source.path), "seed": seed}
+        names = _names_of(source, {name for row in lineage for name in row["sources"]})
         given = {name: str(path.resolve()) for name, path in inputs.items()}
-        first = _run(Path(folder, "source"), request | {"inputs": given}, _names_of(source))
+        first = _run(Path(folder, "source"), request | {"inputs": given}, names)
         request = {"kind": "torch", "model": module, "weights": str(target), "seed": seed}
         second = _run(Path(folder, "target"), request | {"inputs": first.inputs}, {})
         return list(_compared(first, second, lineage, rtol))
 
 
-def _names_of(checkpoint: Checkpoint) -> dict[str, str]:
-    """The names of tensors by digest, of those that no other tensor equals."""
+def _names_of(checkpoint: Checkpoint, used: Iterable[str]) -> dict[str, str]:
+    """The names of tensors that are used, by digest, of those that no other of these equals."""
     found: dict[str, list[str]] = {}
-    for name, tensor in checkpoint.items():
-        found.setdefault(of_tensor(tensor), []).append(name)
+    for name in used:
+        found.setdefault(of_tensor(checkpoint[name]), []).append(name)
     return {digest: names[0] for digest, names in found.items() if len(names) == 1}
 
 
@@ -140,17 +141,18 @@ def _run(folder: Path, request: Mapping[str, Any], names: Mapping[str, str]) -> 
 def _compared(
     first: Run, second: Run, lineage: Sequence[Mapping[str, Any]], rtol: float
 ) -> Iterator[Pair]:
+    outputs = []
+    for ours, theirs in itertools.zip_longest(first.outputs, second.outputs):
+        gap = _nearest([ours], [theirs], rtol) if ours and theirs else float("inf")
+        outputs.append(Pair("", "", gap, gap <= rtol))
     pairs = _by_mapping(first.events, second.events, lineage)
-    if pairs:
-        windows = _windows(pairs, first.events, second.events)
-    else:
-        windows = _by_order(first.events, second.events)
-    for ours, theirs in windows:
-        gap = _nearest(ours, theirs, rtol)
-        yield Pair(ours[0].layer, theirs[0].layer, gap, gap <= rtol)
-    for ours_, theirs_ in itertools.zip_longest(first.outputs, second.outputs):
-        gap = _nearest([ours_], [theirs_], rtol) if ours_ and theirs_ else float("inf")
-        yield Pair("", "", gap, gap <= rtol)
+    for window in _windows(pairs, first.events, second.events):
+        gap = _nearest(*window, rtol)
+        yield Pair(window[0][0].layer, window[1][0].layer, gap, gap <= rtol)
+    if not pairs:
+        agree = all(pair.agrees for pair in outputs)
+        yield from _by_order(first.events, second.events, rtol, agree=agree)
+    yield from outputs
 
 
 def _by_mapping(
@@ -192,18 +194,23 @@ def _windows(
 
 
 def _by_order(
-    first: Iterable[Event], second: Sequence[Event]
-) -> Iterator[tuple[Sequence[Event], Sequence[Event]]]:
-    """Each layer with the next module whose output has its shape."""
-    start = 0
-    for event in first:
-        sizes = sorted(n for n in event.array().shape if n > 1)
+    first: Sequence[Event], second: Sequence[Event], rtol: float, *, agree: bool
+) -> Iterator[Pair]:
+    """What is equal in the order in which it is seen; then the next layer, unless outputs agree."""
+    start, rest = 0, list(first)
+    for nth, event in enumerate(first):
+        array = event.array()
         for at in range(start, len(second)):
-            shape = second[at].array().shape
-            if second[at].kind == "out" and sorted(n for n in shape if n > 1) == sizes:
-                yield [event], [second[at]]
-                start = at + 1
+            gap = departure(array, second[at].array())
+            if gap <= rtol:
+                yield Pair(event.layer, second[at].layer, gap, agrees=True)
+                start, rest = at, list(first[nth + 1 :])
                 break
+    if rest and not agree:
+        array = rest[0].array()
+        gaps = ((departure(array, each.array()), each.layer) for each in second[start:])
+        gap, layer = min(gaps, default=(float("inf"), ""))
+        yield Pair(rest[0].layer, layer, gap, agrees=False)
 
 
 def _nearest(first: Sequence[Event], second: Sequence[Event], rtol: float) -> float:

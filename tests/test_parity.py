@@ -197,6 +197,19 @@ def test_a_transposed_kernel_is_named(tensor, layer, keras, monkeypatch, capsys)
 
 
 @pytest.mark.slow
+def test_without_a_mapping_outputs_are_found_in_their_order(keras, monkeypatch, capsys):
+    monkeypatch.chdir(keras)
+    command = "--source-model", "keras", "--target-model", "net:Net"
+    code, found = run(capsys, "m.keras", "right.safetensors", *command)
+    assert code == 0
+    assert [row["source"] for row in found["layers"] if row["agrees"]][-2:] == ["four", ""]
+    spoil("two.weight", lambda array: array.swapaxes(0, 1))
+    code, found = run(capsys, "m.keras", "wrong.safetensors", *command)
+    assert code == 1
+    assert next(row["source"] for row in found["layers"] if not row["agrees"]) == "two"
+
+
+@pytest.mark.slow
 def test_another_epsilon_is_found_where_no_weight_shows_it(keras, monkeypatch, capsys):
     monkeypatch.chdir(keras)
     (keras / "other.py").write_text(TORCH.replace("eps=1e-3", "eps=0.3"))
@@ -217,8 +230,27 @@ def test_a_flatten_order_and_an_input_of_ones_own(keras, monkeypatch, capsys):
     assert next(row["source"] for row in found["layers"] if not row["agrees"]) == "three"
 
 
-@pytest.mark.parametrize("name", ["tiny", pytest.param("savedmodel", marks=pytest.mark.slow)])
-def test_slim_and_savedmodel(name, tmp_path, monkeypatch, capsys):
+SLOW = pytest.param("savedmodel", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", ["tiny", SLOW])
+def test_a_right_port_of_slim_and_of_a_savedmodel_agrees(name, tmp_path, monkeypatch, capsys):
+    sources(name, tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tiny", "savedmodel"])
+def test_a_wrong_port_of_slim_and_of_a_savedmodel(name, tmp_path, monkeypatch, capsys):
+    command, spoilt = sources(name, tmp_path, monkeypatch, capsys)
+    spoil(spoilt, lambda array: array.swapaxes(0, 1))
+    code, found = run(capsys, command[0], "wrong.safetensors", *command[1:])
+    assert code == 1
+    first = next(row for row in found["layers"] if not row["agrees"])
+    assert first["target"] == spoilt.partition(".")[0]
+
+
+def sources(name, tmp_path, monkeypatch, capsys) -> tuple[list[str], str]:
+    """A right port, which agrees; the command that compares, and a tensor to spoil."""
     if oracles.missing("tensorflow", "tf_slim", "torch"):
         pytest.skip("tensorflow, tf_slim or torch is not installed")
     monkeypatch.chdir(tmp_path)
@@ -245,11 +277,7 @@ def test_slim_and_savedmodel(name, tmp_path, monkeypatch, capsys):
     assert len(named) >= 5
     if layers:
         assert named == [*layers, ""]
-    spoil(spoilt, lambda array: array.swapaxes(0, 1))
-    code, found = run(capsys, source, "wrong.safetensors", *command)
-    assert code == 1
-    first = next(row for row in found["layers"] if not row["agrees"])
-    assert first["target"] == spoilt.partition(".")[0]
+    return [source, *command], spoilt
 
 
 def write_savedmodel_rules(source: str) -> None:

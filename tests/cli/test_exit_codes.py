@@ -15,6 +15,7 @@ from tests.cli import checkpoints
 from tests.cli.checkpoints import FC6, MAPPING
 
 OTHER = "vgg16/fasterrcnn-pytorch"  # does not fit slim's checkpoint
+MODELS = ("--source-model", "slim:vgg_16", "--target-model", "torchvision.models:vgg16")
 
 ROWS = [
     # 0
@@ -35,7 +36,9 @@ ROWS = [
     (0, "convert", "slim.ckpt", "out.pt", "-m", MAPPING),
     (0, "convert", "slim.ckpt", "slim.pt", "--overwrite"),
     (0, "convert", "slim.ckpt", "no-suffix", "--to", "tf-v1"),
+    (0, "convert", "slim.ckpt", "out.pt", "--report", "r.json", "--report", "r.html"),
     (0, "verify", "slim.ckpt", "slim.pt"),
+    (0, "verify", "slim.ckpt", "slim.pt", "--report", "r.json"),
     (0, "diff", "slim.ckpt", "slim.pt"),
     (0, "roundtrip", "slim.ckpt", "-m", MAPPING),
     (0, "infer", "slim.ckpt", "slim.pt"),
@@ -60,6 +63,7 @@ ROWS = [
     (1, "convert", "slim.ckpt", "out.pt", "-m", MAPPING, "--size", "heads=12"),
     (1, "verify", "slim.ckpt", "trained.ckpt"),
     (1, "verify", "slim.ckpt", "slim.pt", "-m", OTHER),
+    (1, "parity", "slim.ckpt", "slim.pt", "-m", "broken.yaml", *MODELS),
     (1, "show", "strings.ckpt", "words", "-o", "words.npy"),
     (1, "diff", "slim.ckpt", "trained.ckpt"),
     (1, "diff", "slim.ckpt", "slim.pt", "-m", OTHER),
@@ -89,6 +93,13 @@ ROWS = [
     (2, "convert", "slim.ckpt", "out.pt", "--report", "slim.ckpt"),
     (2, "convert", "slim.ckpt", "out.pt", "--report", "out.pt"),
     (2, "verify", "slim.ckpt", "slim.pt", "--with", "caffe"),
+    (2, "verify", "slim.pt"),
+    (2, "verify", "slim.pt", "slim.pt", "slim.pt"),
+    (2, "verify", "slim.pt", "--report", "r.json", "-m", MAPPING),
+    (2, "parity", "slim.ckpt", "slim.pt"),
+    (2, "parity", "slim.ckpt", "slim.pt", *MODELS[:2], "--target-model", "no-callable"),
+    (2, "parity", "slim.ckpt", "slim.pt", "--source-model", "caffe", *MODELS[2:]),
+    (2, "parity", "slim.ckpt", "slim.pt", *MODELS, "--input", "missing.npy"),
     (2, "mappings", "delete"),
     (2, "mappings", "for"),
     (2, "mappings", "show", "slim.pt"),
@@ -121,6 +132,9 @@ ROWS = [
     (3, "verify", "missing.ckpt", "slim.pt"),
     (3, "verify", "slim.ckpt", "missing.pt"),
     (3, "verify", "slim.ckpt", "damaged.ckpt"),
+    (3, "verify", "slim.pt", "--report", "missing.json"),
+    (3, "verify", "slim.pt", "--report", "broken.yaml"),
+    (3, "parity", "missing.ckpt", "slim.pt", *MODELS),
     (3, "mappings", "show", "vgg16/missing"),
     (3, "mappings", "for", "missing.ckpt"),
     (3, "diff", "slim.ckpt", "missing.pt"),
@@ -146,6 +160,8 @@ ROWS = [
     (4, "convert", "slim.ckpt", "out.pt", "--max-memory", "1MB"),
     (4, "convert", "slim.ckpt", "out.pt", "--report", "slim-v2.ckpt.index"),
     (4, "verify", "slim.ckpt", "evil.pt"),
+    (4, "verify", "slim.ckpt", "slim.pt", "--report", "slim-v2.ckpt.index"),
+    (4, "parity", "slim.ckpt", "evil.pt", *MODELS),
     (4, "diff", "slim.ckpt", "evil.pt"),
     (4, "roundtrip", "evil.pt", "-m", MAPPING),
     (4, "infer", "slim.ckpt", "evil.pt"),
@@ -197,6 +213,7 @@ def test_every_command_has_each_code_that_it_can_give():
         "plan": {0, 1, 2, 3, 4},
         "convert": {0, 1, 2, 3, 4},
         "verify": {0, 1, 2, 3, 4},
+        "parity": {1, 2, 3, 4},  # 0, with models that are run, in tests/test_parity.py
         "diff": {0, 1, 2, 3, 4},
         "roundtrip": {0, 1, 2, 3, 4},
         "infer": {0, 1, 2, 3, 4},
