@@ -42,7 +42,7 @@ def load_with(framework: str, path: Path, checkpoint: Checkpoint) -> list[Differ
 
     Raises `UnsupportedError` when the framework is not installed, `SourceError` when it refuses.
     """
-    command = [sys.executable, "-m", "converter.oracles", framework, str(path)]
+    command = [sys.executable, "-P", "-m", "converter.oracles", framework, str(path)]
     child = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if child.returncode:
         last = (child.stderr.strip().splitlines() or ["no message"])[-1]

@@ -113,7 +113,7 @@ def _run(folder: Path, request: Mapping[str, Any], names: Mapping[str, str]) -> 
     """Run a model in a process of its own."""
     folder.mkdir()
     (folder / "request.json").write_text(json.dumps(request))
-    command = [sys.executable, "-m", "converter.models", str(folder)]
+    command = [sys.executable, "-P", "-m", "converter.models", str(folder)]
     child = subprocess.run(  # noqa: S603
         command, capture_output=True, text=True, check=False, env=ENVIRONMENT | os.environ
     )

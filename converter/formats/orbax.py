@@ -10,13 +10,12 @@ https://orbax.readthedocs.io/en/latest/guides/checkpoint/checkpoint_format.html
     step/default/ocdbt.process_0/…                 the same of a process, to be merged into it
 
 A tensor's name is its key.  Before the library is asked, the folder is looked through: links and
-special files in it are refused.  The library runs in this process.  Not read: steps whose processes
-were not merged, and the older kind with a folder for each parameter.
+special files in it are refused.  The library runs in a process of its own, with limits.  Not read:
+steps whose processes were not merged, and the older kind with a folder for each parameter.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
 import os
@@ -31,13 +30,13 @@ from numpy.typing import NDArray
 from converter.errors import (
     CorruptFileError,
     LimitError,
-    SourceError,
     UnsafeContentError,
     UnsupportedError,
     context,
 )
 from converter.formats import Probe
 from converter.formats._names import shown
+from converter.formats._tensorstore import Library
 from converter.formats._typed_fields import Found, size_of
 from converter.layout import View
 from converter.tensors import Checkpoint, dtype_of
@@ -76,11 +75,15 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the contract of a format
         stored = _stored(folder)
         store = _Store(folder)
         found = Found()
-        for key, driver in store.arrays():
-            with context(tensor=shown(key)):
-                found.add(key, store.view(key, driver))
-        found.check(stored)
-        behind = sorted(place for place in folder.rglob("*") if place.is_file())
+        try:
+            for key, driver in store.arrays():
+                with context(tensor=shown(key)):
+                    found.add(key, store.view(key, driver))
+            found.check(stored)
+            behind = sorted(place for place in folder.rglob("*") if place.is_file())
+        except BaseException:
+            store.close()
+            raise
         return found.checkpoint("orbax", path, store.close, files=tuple(behind))
 
 
@@ -100,46 +103,24 @@ def _stored(folder: Path) -> int:
     return total
 
 
-def _library() -> Any:
-    try:
-        return importlib.import_module("tensorstore")
-    except ModuleNotFoundError as error:
-        raise UnsupportedError(
-            "this is Orbax' format, and the library tensorstore is not installed here",
-            hint="pip install 'checkpoint-converter[orbax]'",
-        ) from error
-
-
 class _Store:
     """The key-value store of a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.closed = False
-        self._library = _library()
-        self._kv = {"driver": "ocdbt", "base": f"{folder.resolve().as_uri()}/"}
-        self._keys = self._ask(lambda: self._library.KvStore.open(self._kv).result())
+        self.library = Library(folder)
 
     def close(self) -> None:
         """Read no more."""
-        self.closed = True
-
-    def _ask(self, act: Any) -> Any:
-        """What the library answers; its errors as ours."""
-        try:
-            return act()
-        except (ValueError, OSError, RuntimeError, TypeError, KeyError) as error:
-            text = shown(str(error).split(" [")[0])
-            raise CorruptFileError(f"the store cannot be read: {text}", path=self.folder) from error
+        self.library.close()
 
     def arrays(self) -> list[tuple[str, str]]:
         """The keys of arrays, each with the driver that reads it."""
-        keys = self._ask(lambda: self._keys.list().result())
+        keys: list[str] = json.loads(self.library.ask(ask="keys")[1])
         if len(keys) > MAX_KEYS:
             raise LimitError(f"the store has more than {MAX_KEYS} keys")
         found = []
-        for raw in keys:
-            key = raw.decode("utf-8", "backslashreplace")
+        for key in keys:
             for mark, driver in _ARRAYS.items():
                 name = key.removesuffix(mark)
                 if name != key:
@@ -149,7 +130,7 @@ class _Store:
     def view(self, key: str, driver: str) -> View | str:
         """The array of a key."""
         mark = next(mark for mark, name in _ARRAYS.items() if name == driver)
-        data = self._ask(lambda: bytes(self._keys.read(key + mark).result().value))
+        data = self.library.ask(ask="value", key=key + mark)[1]
         if len(data) > MAX_JSON:
             raise LimitError("an array's metadata are too long", found=f"{len(data)} bytes")
         try:
@@ -166,19 +147,6 @@ class _Store:
             return f"elements of dtype {shown(str(text))}"
         storage = _Array(self, key, driver, dtype, shape)
         return View.over(storage, shape)
-
-    def open(self, key: str, driver: str) -> Any:
-        """The library's array, which knows its chunks."""
-        if self.closed:
-            raise SourceError("reading failed: the checkpoint is closed")
-        spec = {"driver": driver, "kvstore": {**self._kv, "path": f"{key}/"}}
-        return self._ask(lambda: self._library.open(spec, open=True, read=True).result())
-
-    def read(self, array: Any, start: int, stop: int) -> NDArray[Any]:
-        """Rows of an array."""
-        rows = array[start:stop] if array.ndim else array
-        values: NDArray[Any] = self._ask(lambda: np.asarray(rows.read().result()))
-        return values
 
 
 class _Array:
@@ -198,10 +166,16 @@ class _Array:
         if not out.size:
             return
         with context(path=self._store.folder, tensor=self._key):
-            array = self._store.open(self._key, self._driver)
-            if list(array.shape) != self._shape or array.dtype.numpy_dtype != self.dtype:
-                raise CorruptFileError("the array is not what its metadata say")
             first, last = start // self._row, -(-(start + out.size) // self._row)
-            values = self._store.read(array, first, last).reshape(-1)
+            facts, data = self._store.library.ask(
+                ask="rows", key=self._key, driver=self._driver, start=first, stop=last
+            )
+            expected = (last - first) * self._row * self.dtype.itemsize
+            if (
+                facts["shape"] != self._shape
+                or facts["dtype"] != self.dtype.name
+                or len(data) != expected
+            ):
+                raise CorruptFileError("the array is not what its metadata say")
             skip = start - first * self._row
-            out[:] = values[skip : skip + out.size]
+            out[:] = np.frombuffer(data, self.dtype)[skip : skip + out.size]

@@ -52,9 +52,11 @@ def folder() -> Iterator[Path]:
     """A folder in memory where there is room, so that a disk does not slow a thousand runs."""
     memory = Path("/dev/shm")  # noqa: S108 - where Linux has it
     place = Path(tempfile.mkdtemp(prefix="faults-", dir=memory if memory.is_dir() else None))
+    before = Path.cwd()
     try:
         yield place
     finally:
+        os.chdir(before)
         shutil.rmtree(place)
 
 

@@ -21,6 +21,7 @@ PARTS = {
     "cuts": "tests.faults.damage",
     "together": "tests.faults.together",
     "changes": "tests.faults.together",
+    "fuzz": "tests.faults.fuzz",
 }
 
 

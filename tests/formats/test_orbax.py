@@ -85,7 +85,7 @@ def test_links_are_refused(saved: Path, tmp_path: Path) -> None:
 def test_damage_is_an_error_of_ours(saved: Path, tmp_path: Path) -> None:
     shutil.copytree(saved, tmp_path / "c")
     outcomes = set()
-    for path in [tmp_path / "c" / "manifest.ocdbt", *sorted((tmp_path / "c" / "d").iterdir())[:8]]:
+    for path in [tmp_path / "c" / "manifest.ocdbt", *sorted((tmp_path / "c" / "d").iterdir())[:2]]:
         data = path.read_bytes()
         for cut in (0, 10, len(data) // 2, len(data) - 1):
             path.write_bytes(data[:cut])
