@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
@@ -45,6 +46,7 @@ _ML_DTYPES: dict[str, np.dtype[Any]] = {
 }
 
 
+@lru_cache
 def dtype_name(dtype: np.dtype[Any]) -> str:
     """The name that people read and write: NumPy's, ml_dtypes', or `string`."""
     return "string" if dtype == STRING else dtype.name

@@ -53,7 +53,7 @@ def describe(checkpoint: Checkpoint, name: str, *, stats: bool) -> dict[str, Any
     """One tensor, as in the JSON."""
     from converter.tensors import dtype_name
 
-    spec = checkpoint[name].spec
+    spec = checkpoint.specs[name]
     row: dict[str, Any] = {
         "name": name,
         "dtype": dtype_name(spec.dtype),

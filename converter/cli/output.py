@@ -110,16 +110,15 @@ def count(number: int, noun: str) -> str:
 
 def table(rows: Iterable[Sequence[str]], *, right: Iterable[int] = (), indent: str = "") -> None:
     """Print columns, aligned; those in `right` to the right."""
-    lines = [[cell.translate(_CONTROL) for cell in row] for row in rows]
+    lines = [
+        [cell if cell.isprintable() else cell.translate(_CONTROL) for cell in row] for row in rows
+    ]
     if not lines:
         return
     widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    for line in lines:
-        cells = (
-            cell.rjust(width) if index in right else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        say((indent + "  ".join(cells)).rstrip())
+    marks = [">" if index in right else "<" for index in range(len(widths))]
+    form = indent + "  ".join(f"{{:{m}{w}}}" for m, w in zip(marks, widths, strict=True))
+    say("\n".join(form.format(*line).rstrip() for line in lines))  # at once: there may be 100,000
 
 
 def print_diagnostics(
