@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import converter
-from tests import oracles
+from tests import manifests, oracles
 from tests.conversions.keras_applications import CONVERSIONS, VARIANTS
 
 pytestmark = pytest.mark.skipif(
@@ -342,6 +342,24 @@ def test_every_size_computes_what_keras_computes(name, tmp_path):
     convert(tmp_path, name, model)
     compute(tmp_path, {name: model})
     check(tmp_path, name, model)
+
+
+OLDER = ("VGG19", "ResNet50", "ResNet50V2", "InceptionV3", "Xception", "DenseNet121", "MobileNet")
+OLDER += ("MobileNetV2", "MobileNetV3Small", "EfficientNetB0", "ConvNeXtTiny")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("app", OLDER)
+def test_files_of_keras_2_are_taken_by_the_same_mapping(app, tmp_path):
+    """The published weights are such files: `conv1_conv/conv1_conv/kernel:0`."""
+    oracles.run("keras2_applications", tmp_path, app)
+    row = next(row for row in CONVERSIONS if row.source == f"keras-{app}")
+    sizes = {**row.sizes, "keras": 2} if app.startswith("ConvNeXt") else row.sizes
+    with converter.open(tmp_path / f"{app}.h5") as source:
+        assert all(name.endswith(":0") for name in source)
+        plan = converter.mapping(row.mapping, sizes=sizes).plan(source)
+    assert plan.problems == ()
+    assert plan.specs == manifests.load(row.target)
 
 
 def test_every_mapping_and_its_sizes_are_among_these_models():

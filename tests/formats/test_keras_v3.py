@@ -314,3 +314,41 @@ def test_a_folder(tmp_path: Path) -> None:
     (tmp_path / "folder/config.json").unlink()
     with pytest.raises(ConverterError, match="folder without a known checkpoint"):
         formats.open_checkpoint(tmp_path / "folder")
+
+
+def test_aliases_follow_from_names_and_classes_of_layers(tmp_path: Path) -> None:
+    layers = {
+        "layers/conv2d": ("c1", 2),
+        "layers/conv2d_11": ("c12", 1),
+        "layers/batch_normalization": ("bn", 4),
+        "layers/batch_normalization_1": ("noscale", 3),
+        "layers/batch_normalization_2": ("bare", 2),
+        "layers/sequential": ("block", 0),
+        "layers/sequential/layers/dense": ("inner", 2),
+        "layers/somebodys_layer": ("own", 2),
+        "layers/nameless": (None, 1),
+    }
+    with h5py.File(tmp_path / "w.weights.h5", "w") as file:
+        for place, (name, count) in layers.items():
+            group = file.create_group(f"{place}/vars")
+            if name:
+                group.attrs["name"] = name
+            for number in range(count):
+                group[str(number)] = np.ones(1)
+    counted = ("moving_mean", "moving_variance")
+    expected = {
+        "c1": ("kernel", "bias"),
+        "c12": ("kernel",),
+        "bn": ("gamma", "beta", *counted),
+        "noscale": ("beta", *counted),
+        "bare": counted,
+        "block/inner": ("kernel", "bias"),
+        "own": ("variable", "variable_1"),
+    }
+    with converter.open(tmp_path / "w.weights.h5") as checkpoint:
+        found = [alias for aliases in checkpoint.aliases.values() for alias in aliases]
+        assert set(found) == {
+            f"{layer}/{name}" for layer, known in expected.items() for name in known
+        }
+        assert checkpoint.aliases["layers/conv2d_11/vars/0"] == ("c12/kernel",)
+        assert checkpoint.aliases["layers/sequential/layers/dense/vars/1"] == ("block/inner/bias",)
