@@ -154,20 +154,22 @@ def ledger(plan: Plan) -> Record:
     rules, ran = plan.rules, outcomes(plan.rules)
     proved = proofs(plan, ran)
     traced: dict[Any, list[list[str]]] = {}
+    told = [
+        *(_rule(rule, str(rule), rule.about, rules) for rule in rules.rules),
+        *(_rule(make, make.target.text, make.because, rules) for make in rules.makes),
+    ]
     order = {id(rule): nth for nth, rule in enumerate((*rules.rules, *rules.makes))}
     return {
         "mapping": rules.name,
         "source_nbytes": plan.source_nbytes,
         "target_nbytes": plan.target_nbytes,
         "contracts": {"source": dict(rules.source_contract), "target": dict(rules.target_contract)},
-        "rules": [
-            *(_rule(rule, str(rule), rule.about, rules) for rule in rules.rules),
-            *(_rule(make, make.target.text, make.because, rules) for make in rules.makes),
-        ],
+        "rules": told,
         "steps": [
             _step(step, plan, traced)
-            | {"nth": order[id(step.rule)], "proved_by": _named(proved.get(step.target))}
+            | {"rule": told[nth]["at"], "nth": nth, "proved_by": _named(proved.get(step.target))}
             for step in plan.steps
+            for nth in [order[id(step.rule)]]
         ],
         "dropped": [{"name": name, "because": why} for name, why in plan.dropped.items()],
         "left": list(plan.left),
@@ -195,7 +197,6 @@ def _step(step: Step, plan: Plan, traced: dict[Any, list[list[str]]]) -> Record:
         "source_specs": [str(spec) for spec in specs],
         "ops": [{op.name: op.to_file()} for op in getattr(step.rule, "ops", ())],
         "after": _after(step, specs, traced),
-        "rule": _at(step.rule.place, plan.rules),
         "line": step.rule.place.line,
         "exactness": step.exactness,
         "unconfirmed": list(step.doubts),
@@ -249,7 +250,7 @@ def _worst(kinds: Iterable[str]) -> str:
 def planned(plans: Sequence[Plan]) -> Record:
     """What a conversion will be: mappings, ledgers; nothing is hashed but the mappings."""
     return {
-        "mappings": [mapping(plan.rules) for plan in plans],
+        "mappings": [mapping(plan.rules) for plan in plans if plan.rules.texts],
         "plans": [ledger(plan) for plan in plans],
     }
 

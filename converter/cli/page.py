@@ -257,7 +257,12 @@ def review(plan: Mapping[str, Any]) -> Html:
 
 def rule_of(rule: Mapping[str, str], steps: Sequence[Mapping[str, Any]]) -> Html:
     """A rule: where it stands, the ways that shapes take through it, and every tensor."""
-    ways = Counter(map(way_of, steps))
+    alike: dict[tuple[str, ...], Html] = {}  # layers repeat
+    ways = Counter(
+        alike.get(key) or alike.setdefault(key, way_of(step))
+        for step in steps
+        for key in [(*step["source_specs"], str(step["shape"]))]
+    )
     names = [(code(sources_of(step)), code(step["target"])) for step in steps]
     return element(
         "div",
