@@ -24,7 +24,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from converter import __version__, digests, files
+from converter.batch import quick
 from converter.batch.manifest import Entry, Manifest
+from converter.batch.quick import MAX_BYTES, Stamp, lock_of, memory_of
 from converter.errors import (
     ConverterError,
     CorruptFileError,
@@ -36,12 +38,10 @@ from converter.language.include import shipped
 from converter.language.load import find
 from converter.report import in_parallel
 
-MAX_BYTES = 64 << 20  # of a lock, and of what is kept beside it
 RACY_NS = 20_000_000  # a clock tick of file systems, generously
 SHIPPED = "converter:"  # before the names of mappings that come with the package
 
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-Stamp = tuple[int, int, int, int, int]
 
 
 class _Model(BaseModel):
@@ -69,6 +69,7 @@ class _Kept(_Model):
     version: Literal[1]
     started: list[str]
     seen: dict[str, tuple[int, int, int, int, int, Digest]]
+    whole: dict[str, Any] | None = None
 
 
 def asked(entry: Entry, manifest: Manifest) -> dict[str, Any]:
@@ -87,7 +88,7 @@ class Lock:
     """A manifest's lock: read, compared with what is there, and written again."""
 
     def __init__(self, manifest_path: Path) -> None:
-        self.path = manifest_path.with_name(f"{manifest_path.stem}.lock.json")
+        self.path = lock_of(manifest_path)
         self.folder = manifest_path.parent
         self.entries: dict[str, Done] = {}
         self.text = ""
@@ -169,8 +170,9 @@ class Seen:
     """
 
     def __init__(self, manifest_path: Path, *, trust: bool = True) -> None:
-        self.folder = manifest_path.parent / ".converter_cache"
-        self.path = self.folder / f"{manifest_path.stem}.json"
+        self.path = memory_of(manifest_path)
+        self.folder = self.path.parent
+        self.whole: dict[str, Any] | None = None
         self.known: dict[str, tuple[Stamp, str]] = {}
         self.started: set[str] = set()
         self.hashed = 0  # files that were read
@@ -221,10 +223,22 @@ class Seen:
         if stamp == stamp_of(path):
             self.known[_key(path)] = stamp, digest
 
+    def stamps(self, paths: Iterable[Path]) -> dict[str, Stamp] | None:
+        """What files were known by when they were hashed; None when one was not, or has changed."""
+        keys = [_key(path) for path in paths]
+        if any(key not in self.known for key in keys):
+            return None
+        return {key: self.known[key][0] for key in keys}
+
     def write(self) -> None:
         """Replace the file."""
         seen = {key: [*stamp, digest] for key, (stamp, digest) in self.known.items()}
-        kept = {"version": 1, "started": sorted(self.started), "seen": seen}
+        kept = {
+            "version": 1,
+            "started": sorted(self.started),
+            "seen": seen,
+            "whole": self.whole,
+        }
         _publish(self.path, json.dumps(kept))
 
 
@@ -233,12 +247,11 @@ def _key(path: Path) -> str:
 
 
 def stamp_of(path: Path) -> Stamp:
-    """What a file is known by: size, time of change of content and of facts, device, inode."""
+    """What a file is known by; `NotFoundError` when it cannot be asked."""
     try:
-        facts = path.stat()
+        return quick.stamp_of(path)
     except OSError as error:
         raise NotFoundError(f"cannot be read: {error.strerror}", path=path) from error
-    return (facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_dev, facts.st_ino)
 
 
 def digest_of(path: Path) -> str:
@@ -264,7 +277,7 @@ def _read(path: Path, model: type[Any]) -> Any:
         raise CorruptFileError(
             f"this is no lock of a manifest: {first}",
             path=path,
-            hint="restore it, or remove it: everything is then converted again",
+            hint="restore it; or remove it, and convert everything again with --overwrite",
         ) from error
     finally:
         file.close()

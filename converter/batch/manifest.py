@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-import glob
 import graphlib
 import itertools
 import math
@@ -24,7 +23,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from converter.batch.model import (
     OptionsModel,
     SourceModel,
 )
+from converter.batch.quick import found
 from converter.errors import Diagnostic, MappingError
 from converter.formats import FORMATS
 from converter.language import yaml
@@ -80,6 +80,7 @@ class Manifest:
 
     path: Path
     entries: tuple[Entry, ...]
+    globs: Mapping[str, list[str]] = field(default_factory=dict)  # and what they found
 
     @property
     def folder(self) -> Path:
@@ -103,8 +104,8 @@ def load(path: Path, made: Iterable[Path] = ()) -> Manifest:
     try:
         text = path.read_bytes()[: yaml.MAX_BYTES + 1].decode()
     except (OSError, UnicodeDecodeError) as error:
-        found = Diagnostic("MAP001", f"cannot be read: {error}", path=path, line=1, column=1)
-        raise MappingError([found]) from error
+        wrong = Diagnostic("MAP001", f"cannot be read: {error}", path=path, line=1, column=1)
+        raise MappingError([wrong]) from error
     return loads(text, path, made)
 
 
@@ -119,9 +120,9 @@ def loads(text: str, path: Path, made: Iterable[Path] = ()) -> Manifest:
     reader = _Reader(path, document, {os.path.abspath(each) for each in made})
     entries = reader.read()
     if reader.problems:
-        found = dict.fromkeys(reader.problems)  # each point of a matrix says it
-        raise MappingError(sorted(found, key=lambda each: (each.line, each.column)))
-    return Manifest(path, tuple(entries))
+        unique = dict.fromkeys(reader.problems)  # each point of a matrix says it
+        raise MappingError(sorted(unique, key=lambda each: (each.line, each.column)))
+    return Manifest(path, tuple(entries), reader.globs)
 
 
 class _Reader:
@@ -134,7 +135,7 @@ class _Reader:
         self.problems: list[Diagnostic] = []
         self.entries: list[Entry] = []
         self.tries = 0  # points of all matrices
-        self.found: dict[str, list[Path]] = {}  # by the globs so far
+        self.globs: dict[str, list[str]] = {}  # what each found
 
     def place(self, *path: str | int, key: bool = False) -> Place:
         """The place of what is at a path of the document."""
@@ -277,21 +278,20 @@ class _Reader:
             text = f"a glob of more than {MAX_DEEP} `**`, or {MAX_PARTS} folders"
             self.problem("MAP002", text, self.place(*here, "source"))
             return
-        found = self.matches(path, rest, point)
-        if not found and rest.get("optional") is not True:
+        paths = self.matches(path, rest, point)
+        if not paths and rest.get("optional") is not True:
             text = f"no file is called '{path}'"
             hint = "if that is all right, mark the entry `optional: true`"
             self.problem("BAT103", text, self.place(*here, "source"), hint=hint)
-        yield from ((each, part) for each in found)
+        yield from ((each, part) for each in paths)
 
     def matches(self, pattern: str, rest: dict[str, Any], point: dict[str, Any]) -> list[Path]:
         """What fits: files, without those that this manifest makes; targets above."""
-        if pattern not in self.found:
-            names = glob.iglob(pattern, root_dir=self.path.parent, recursive=True)
-            paths = {self.beside(name) for name in itertools.islice(names, 10 * MAX_ENTRIES)}
-            made = {path for path in paths if os.path.abspath(path) in self.made}
-            self.found[pattern] = [path for path in paths - made if not os.path.isdir(path)]
-        there = set(self.found[pattern])
+        if pattern not in self.globs:
+            self.globs[pattern] = found(self.path, pattern, 10 * MAX_ENTRIES)
+        paths = {self.beside(name) for name in self.globs[pattern]}
+        there = {path for path in paths if os.path.abspath(path) not in self.made}
+        there = {path for path in there if not os.path.isdir(path)}
         target = str(rest.get("target"))
         own = {self.beside(_filled(target, point | _of(path))) for path in there}
         parts = pattern.split("/")
@@ -410,7 +410,7 @@ def _of(path: Path) -> dict[str, str]:
 
 
 def _filled(text: str, known: Mapping[str, Any]) -> str:
-    return _VARIABLE.sub(lambda found: str(known.get(found[0][2:-1], "")), text)
+    return _VARIABLE.sub(lambda match: str(known.get(match[0][2:-1], "")), text)
 
 
 def _fits(pattern: Sequence[str], name: Sequence[str]) -> bool:

@@ -6,28 +6,16 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from converter.batch.lock import Done, Lock, Seen, asked
 from converter.batch.manifest import Entry, Manifest
 from converter.batch.pool import Message, Pool
+from converter.batch.quick import Outcome, whole
 from converter.errors import ConverterError, Diagnostic, NotFoundError, TargetExistsError
-from converter.language.load import find
-
-Status = Literal["converted", "up to date", "planned", "failed", "skipped"]
+from converter.language.load import SUFFIXES, find
 
 _ENDS = ("", ".index", ".index.json")  # of what stands where a target is to be
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of an entry: why it was made, or what is wrong."""
-
-    entry: Entry
-    status: Status
-    why: str = ""
-    diagnostics: tuple[Diagnostic, ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)  # tensors, nbytes, seconds, ...
 
 
 @dataclass
@@ -72,6 +60,23 @@ class Run:
                 name, answer = pool.wait()
                 yield self.end(self.outcome(*running.pop(name), answer))
         self.seen.started.clear()
+        self.seen.whole = self.remembered()
+
+    def remembered(self) -> dict[str, Any] | None:
+        """What is remembered of a run that left everything up to date; None of any other."""
+        right = all(each.status in ("converted", "up to date") for each in self.ended.values())
+        if not right or len(self.entries) != len(self.manifest.entries):
+            return None
+        names = {n for done in self.lock.entries.values() for n in (*done.files, *done.outputs)}
+        stamps = self.seen.stamps(self.lock.resolve(name) for name in sorted(names))
+        if stamps is None:
+            return None
+        self.lock.write()
+        absent = [each.source for each in self.entries if not each.source.is_file()]
+        beside = [self.manifest.folder / n for each in self.entries for n in each.mappings]
+        absent += [path for path in beside if path.suffix not in SUFFIXES]
+        gone = [str(path.absolute()) for path in dict.fromkeys(absent) if not path.exists()]
+        return whole(self.manifest.path, self.entries, stamps, self.manifest.globs, gone)
 
     def is_ready(
         self, entry: Entry, waiting: Mapping[str, Any], running: Mapping[str, Any]

@@ -22,7 +22,8 @@ from converter.errors import Diagnostic
 if TYPE_CHECKING:
     from converter.batch.lock import Lock
     from converter.batch.manifest import Entry, Manifest
-    from converter.batch.run import Outcome, Run
+    from converter.batch.quick import Outcome
+    from converter.batch.run import Run
     from converter.tensors import Checkpoint
 
 
@@ -64,6 +65,12 @@ def batch(  # noqa: PLR0913 - one parameter an option
     output: str,
 ) -> int:
     """Bring the targets of MANIFEST up to date: convert what changed, and nothing else."""
+    from converter.batch.quick import unchanged
+
+    if not (chosen or only_plan or rehash or reports):
+        known = unchanged(manifest)
+        if known is not None:
+            return conclude(manifest, [told(outcome) for outcome in known], [], output)
     from converter.batch.lock import Lock, Seen
     from converter.batch.manifest import load
     from converter.batch.pool import Budget, Pool
@@ -102,7 +109,9 @@ def batch(  # noqa: PLR0913 - one parameter an option
             if not locked:
                 lock.write()
             seen.write()
-    return conclude(manifest, entries, outcomes, findings, output)
+    rank = {entry.name: index for index, entry in enumerate(loaded.entries)}
+    outcomes.sort(key=lambda outcome: rank[outcome.entry.name])
+    return conclude(manifest, outcomes, findings, output)
 
 
 def selected(manifest: Manifest, chosen: Sequence[str]) -> list[Entry]:
@@ -175,7 +184,8 @@ def told(outcome: Outcome) -> Outcome:
 
 def planned(run: Run, max_memory: int | None) -> Iterator[Outcome]:
     """Judge entries from headers; what one would make is the source of those that need it."""
-    from converter.batch.run import Outcome, finding
+    from converter.batch.quick import Outcome
+    from converter.batch.run import finding
     from converter.cli.worker import failures
 
     made: dict[Path, Checkpoint] = {}

@@ -7,15 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree as ET
 
 from converter.cli.output import count, hint, say, say_json, size
 from converter.cli.reports import findings_json, plain_xml, report, uri, xml_text
 from converter.errors import Diagnostic
 
 if TYPE_CHECKING:
-    from converter.batch.manifest import Entry
-    from converter.batch.run import Outcome
+    from converter.batch.quick import Outcome
 
 ORDER = ("converted", "planned", "up to date", "failed", "skipped")
 MAX_SUMMARY = 1 << 19  # bytes of a step's summary; GitHub shows none that is longer than 1 MiB
@@ -24,14 +22,11 @@ _MARKS = {"failed": "❌", "skipped": "⏭️"}
 
 def conclude(
     manifest: Path,
-    entries: Sequence[Entry],
-    outcomes: Sequence[Outcome],
+    ended: Sequence[Outcome],
     findings: Sequence[Diagnostic],
     style: str,
 ) -> int:
     """Report everything in this style; the exit code."""
-    rank = {entry.name: index for index, entry in enumerate(entries)}
-    ended = sorted(outcomes, key=lambda outcome: rank[outcome.entry.name])
     found = list(dict.fromkeys((*findings, *(each for o in ended for each in o.diagnostics))))
     files = dict.fromkeys([manifest, *(each.path for each in found if each.path)])
     if style == "json":
@@ -72,6 +67,8 @@ def _row(outcome: Outcome) -> dict[str, Any]:
 
 def _junit(manifest: Path, outcomes: Sequence[Outcome], findings: Sequence[Diagnostic]) -> None:
     """A suite for the manifest, a case for each entry."""
+    from xml.etree import ElementTree as ET
+
     place = plain_xml(uri(manifest))
     root = ET.Element("testsuites", name="converter batch")
     suite = ET.SubElement(root, "testsuite", name=place, file=place)
@@ -97,7 +94,9 @@ def _junit(manifest: Path, outcomes: Sequence[Outcome], findings: Sequence[Diagn
     say(xml_text(root))
 
 
-def _failure(case: ET.Element, found: Sequence[Diagnostic]) -> None:
+def _failure(case: Any, found: Sequence[Diagnostic]) -> None:
+    from xml.etree import ElementTree as ET
+
     first = next((each for each in found if each.severity == "error"), found[0])
     failure = ET.SubElement(case, "failure", type=first.code, message=plain_xml(first.message))
     failure.text = plain_xml("\n\n".join(map(str, found)))

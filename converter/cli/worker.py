@@ -27,6 +27,7 @@ import click
 import converter
 from converter import digests
 from converter.batch import lock
+from converter.batch.quick import Stamp
 from converter.batch.run import error_json
 from converter.cli.options import Request
 from converter.cli.plan import as_json, unrepresentable
@@ -167,7 +168,7 @@ def _prove(mapped: Checkpoint, written: Sequence[Mapping[str, Any]], target: Pat
             )
 
 
-def _digested(stamps: Mapping[Path, lock.Stamp], plans: Sequence[Plan], saved: Saved) -> Message:
+def _digested(stamps: Mapping[Path, Stamp], plans: Sequence[Plan], saved: Saved) -> Message:
     """Every file that was read or written, with what it is known by and its digest."""
     texts = [path for plan in plans for path in plan.rules.texts]
     known = {}

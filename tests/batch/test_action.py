@@ -73,8 +73,8 @@ class Runner:
             not condition or bool(self.value(condition))
         )
 
-    def run(self) -> Runner:
-        for step in self.action["runs"]["steps"]:
+    def run(self, steps: int | None = None) -> Runner:
+        for step in self.action["runs"]["steps"][:steps]:
             if not self.wanted(step):
                 continue
             self.ran.append(step["name"])
@@ -193,7 +193,8 @@ def test_the_action_installs_what_is_asked(inputs, expected, sample, tmp_path, m
     (tools / "python3").write_text('#!/bin/sh\nfor last; do :; done\necho "installs $last"\n')
     (tools / "python3").chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(tools / "python3"))
-    assert f"installs {expected}\n" in act(sample, **inputs).log
+    run = Runner(sample, {"manifest": "ports.yaml"} | inputs).run(steps=1)
+    assert f"installs {expected}\n" in run.log
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS)

@@ -19,7 +19,7 @@ import xmlschema
 from converter import cli
 from converter.batch.manifest import loads
 from converter.batch.model import schema as manifest_schema
-from converter.batch.run import Outcome
+from converter.batch.quick import Outcome
 from converter.cli.summary import conclude
 from tests.batch.conftest import EXAMPLE, Result, manifest_of
 from tests.batch.test_sample import TEN, edit
@@ -166,9 +166,7 @@ def test_a_long_page_is_cut_where_github_stops_reading(sample, monkeypatch, tmp_
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
     entry = {"source": "a", "target": "${n}-" + "x" * 90 + ".npz", "matrix": {"n": [*range(9000)]}}
     entries = loads(manifest_of(entry), Path("ports.yaml")).entries
-    assert conclude(
-        Path("ports.yaml"), entries, [Outcome(e, "failed") for e in entries], [], "full"
-    )
+    assert conclude(Path("ports.yaml"), [Outcome(e, "failed") for e in entries], [], "full")
     assert 1 << 18 < page.stat().st_size < 1 << 20
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -45,14 +47,9 @@ def counted(monkeypatch):
     return found
 
 
-@pytest.fixture
-def capped(monkeypatch):
-    monkeypatch.setenv("CONVERTER_BATCH_JOBS", "2")
-
-
-def test_first_all_then_none(sample, batch, counted, capped):
+def test_first_all_then_none(sample, batch, counted):
     """The second run reads headers of no checkpoint, hashes no file and starts no worker."""
-    first = batch()
+    first = batch("--jobs", 2)
     assert first.code == 0, first.err
     assert list(first.statuses.values()) == ["converted"] * TEN
     assert counted["workers"] in (1, 2)
@@ -63,6 +60,38 @@ def test_first_all_then_none(sample, batch, counted, capped):
     assert list(second.statuses.values()) == ["up-to-date"] * TEN
     assert not counted
     assert files(sample) == before
+
+
+def test_with_nothing_to_do_nothing_heavy_is_imported(sample, batch):
+    """So the second run takes about as long as `--help`; `benchmarks/batch.py` has the times."""
+    assert batch().code == 0
+    child = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "converter", "batch", "ports.yaml"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in child.stderr.splitlines()}
+    assert "converter" in loaded
+    assert not {"numpy", "pydantic", "h5py", "yaml"} & loaded
+    assert f"{TEN} entries: {TEN} up to date" in child.stderr
+
+
+def test_what_a_quick_look_must_not_miss(sample, batch):
+    """A new file for a glob; a file under a shipped mapping's name; another lock."""
+    assert batch().code == 0
+    shutil.copy("checkpoints/embedding-en.npz", "checkpoints/embedding-fr.npz")
+    assert batch().statuses["ported/embedding-fr.pt"] == "converted"
+    Path("vgg16").mkdir()
+    Path("vgg16/slim-torchvision").write_text("mapping: 1\nrules: []\n")
+    assert batch().code == 1
+    shutil.rmtree("vgg16")
+    assert set(batch().statuses.values()) == {"up-to-date"}
+    data = json.loads(Path("ports.lock.json").read_text())
+    del data["entries"]["head"]
+    Path("ports.lock.json").write_text(json.dumps(data))
+    assert batch("--locked").code == 1
+    assert batch("--overwrite").statuses["head"] == "converted"  # no lock says that it is ours
 
 
 def test_the_sample_covers_five_formats(done):
