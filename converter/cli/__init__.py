@@ -34,7 +34,8 @@ TERMINATED = 143
 
 
 COMMANDS = (
-    *("inspect", "show", "diff", "plan", "why", "convert", "verify", "parity", "infer", "roundtrip"),
+    *("inspect", "show", "diff", "plan", "why"),
+    *("convert", "verify", "parity", "infer", "roundtrip"),
     *("batch", "lint", "mappings", "formats", "ops", "explain", "schema"),
 )
 
