@@ -5,8 +5,8 @@ In a document, from top to bottom and in one folder:
 * a ```console block holds commands after `$ ` and what they print; `...` stands for anything, and
   `$ echo $?` for the exit code, which is 0 where it is not asked for;
 * a ```python block runs by itself;
-* a ```yaml block is a mapping, a ```yaml rules block rules of one; a first line `# name.yaml` makes
-  a file of it, for the commands that follow.
+* a ```yaml block is a mapping, a ```yaml rules block rules of one, a ```yaml manifest block one of
+  `converter batch`; a first line `# name.yaml` makes a file of it, for the commands that follow.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 
 from converter import cli, formats
+from converter.batch import manifest
 from converter.errors import IrreversibleError
 from converter.language import loads
 from converter.language import yaml as our_yaml
@@ -163,15 +164,19 @@ MAPPINGS = [
 
 @pytest.mark.parametrize("block", MAPPINGS)
 def test_every_mapping_loads(block):
-    assert block.kind in ("yaml", "yaml rules")
+    assert block.kind in ("yaml", "yaml rules", "yaml manifest")
     text = block.text
+    if block.kind == "yaml manifest":
+        assert manifest.loads(text, Path("ports.yaml")).entries
+        return
     if block.kind == "yaml rules":
         text = "mapping: 1\nrules:\n" + textwrap.indent(text, "  ")
     assert loads(text).rules
 
 
 def test_every_block_says_what_it_is():
-    kinds = {"console", "python", "yaml", "yaml rules", "sh", "text", ""}  # text is not run
+    kinds = {"console", "python", "yaml", "yaml rules", "yaml manifest", "sh", ""}
+    kinds |= {"text"}  # not run
     for document in DOCUMENTS:
         for block in blocks(document):
             assert block.kind in kinds, f"{document}:{block.line}"
