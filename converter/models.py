@@ -87,7 +87,11 @@ def digests_of(arrays: Iterable[object]) -> list[str]:
 
 
 def called(place: str) -> Callable[..., Any]:
-    """The callable at `package.module:name`."""
+    """The callable at `package.module:name`, also of the working folder.
+
+    That comes last: a file beside a checkpoint must not stand in for an installed package.
+    """
+    sys.path.append(str(Path.cwd()))
     module, _, name = place.partition(":")
     found: Any = importlib.import_module(module)
     for part in name.split("."):
