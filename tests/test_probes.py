@@ -369,3 +369,22 @@ def test_the_reference_lists_every_layer_and_convention():
     for name, layer in LAYERS.items():
         sizes, conventions = ", ".join(layer.sizes), ", ".join(layer.conventions)
         assert f"| `{name}` | {layer.about} | {sizes} | {conventions} |" in text
+
+
+def test_a_size_of_the_file_stands_for_its_number_in_a_scope():
+    text = """
+mapping: 1
+sizes: {depth: 50}
+rules:
+  - {source: "net{depth}/{p:word}", target: "n{depth}.{p}", ops: [rearrange: ... -> ...]}
+probes:
+  - layer: dense
+    source: keras
+    target: keras
+    source_scope: net{depth}/
+    target_scope: n{depth}.
+"""
+    wrong = loads(text.replace("... -> ...", "i o -> o i"), sizes={"depth": 101})
+    (probe,) = wrong.probes
+    assert (probe.source_scope, probe.target_scope) == ("net101/", "n101.")
+    assert not run(probe).agrees

@@ -178,13 +178,16 @@ class _Compiler:
 
     def probe(self, rules: Rules, index: int, model: ProbeModel) -> Probe:
         """A probe of this file's rules, with the sizes that they have."""
+        source, target = model.source_scope, model.target_scope
+        for name, size in self.sizes.items():
+            source, target = (scope.replace(f"{{{name}}}", str(size)) for scope in (source, target))
         return Probe(
             model.layer,
             model.source,
             model.target,
             rules,
-            model.source_scope,
-            model.target_scope,
+            source,
+            target,
             {**self.sizes, **model.sizes},
             self.place("probes", index),
         )

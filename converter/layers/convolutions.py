@@ -186,6 +186,23 @@ FLAX_SEPARABLE = Convention(
 )
 
 
+def _two_convolutions(first: str, second: str) -> Convention:
+    """A separable convolution as PyTorch has it: one of groups, then one of single pixels."""
+    weights = {
+        f"{first}.weight": "(c multiplier) 1 h w",
+        f"{first}.bias": "(c multiplier)",
+        f"{second}.weight": "o (c multiplier) 1 1",
+        f"{second}.bias": "o",
+    }
+
+    def compute(w: Weights, x: Array) -> Array:
+        inner = _biased(_grouped(x, w[f"{first}.weight"]), w[f"{first}.bias"])
+        return _biased(_first(inner, w[f"{second}.weight"]), w[f"{second}.bias"])
+
+    defaults = {f"{first}.bias": 0, f"{second}.bias": 0}
+    return Convention(weights, _channels_first(compute), defaults)
+
+
 WINDOWS: dict[str, dict[str, int]] = {
     "1d": {"w": 3},
     "2d": {"h": 3, "w": 2},
@@ -217,24 +234,8 @@ LAYERS = {
             "keras": _separable("depthwise_kernel", "pointwise_kernel", "bias"),
             "slim": _separable("depthwise_weights", "pointwise_weights", "biases"),
             "flax": FLAX_SEPARABLE,
-            "torch": Convention(
-                {
-                    "depthwise.weight": "(c multiplier) 1 h w",
-                    "depthwise.bias": "(c multiplier)",
-                    "pointwise.weight": "o (c multiplier) 1 1",
-                    "pointwise.bias": "o",
-                },
-                _channels_first(
-                    lambda w, x: _biased(
-                        _first(
-                            _biased(_grouped(x, w["depthwise.weight"]), w["depthwise.bias"]),
-                            w["pointwise.weight"],
-                        ),
-                        w["pointwise.bias"],
-                    )
-                ),
-                {"depthwise.bias": 0, "pointwise.bias": 0},
-            ),
+            "torch": _two_convolutions("depthwise", "pointwise"),
+            "timm": _two_convolutions("conv1", "pointwise"),  # of legacy_xception
         },
     ),
 }

@@ -3,6 +3,7 @@
 Keras, Flax, TF-Slim   y = x K + b, rows of K are inputs; a flatten runs height, width, channel
 PyTorch                y = x Wᵀ + b, rows of W are outputs; a flatten runs channel, height, width
 TF-Slim, as it builds VGG: a convolution whose window is the whole map
+Mesh TensorFlow        a matrix is a variable without a name of its own below the layer's
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ LAYERS = {
         "a dense layer",
         {"i": 4, "o": 5},
         "3 i",
-        _conventions("i o", "1 1 i o", "o i"),
+        _conventions("i o", "1 1 i o", "o i")
+        | {"mesh": Convention({"": "i o"}, lambda w, x, _: x @ w[""])},
     ),
     "dense-flatten": Layer(
         "a dense layer after a flattened feature map",
@@ -68,6 +70,7 @@ LAYERS = {
         {
             "keras": _looked_up("embeddings"),
             "flax": _looked_up("embedding"),
+            "mesh": Convention({"": "d v"}, lambda w, x, _: np.moveaxis(w[""][:, x], 0, -1)),
             "torch": _looked_up("weight"),
         },
         _ids,
