@@ -388,3 +388,23 @@ probes:
     (probe,) = wrong.probes
     assert (probe.source_scope, probe.target_scope) == ("net101/", "n101.")
     assert not run(probe).agrees
+
+
+@pytest.mark.oracle
+def test_the_convention_of_onnx_is_that_of_its_reference():
+    onnx = pytest.importorskip("onnx")
+    from onnx.reference import ReferenceEvaluator
+
+    layer, random = LAYERS["lstm"], np.random.default_rng(0)
+    convention, sizes = layer.conventions["onnx"], layer.sizes
+    weights = weights_of(convention, random, sizes)
+    x = layer.input(random, sizes).astype("f4")
+    given = {"X": x.transpose(1, 0, 2), **weights}
+    node = onnx.helper.make_node("LSTM", [*given], ["Y"], hidden_size=sizes["u"])
+    kind = onnx.TensorProto.FLOAT
+    inputs = [onnx.helper.make_tensor_value_info(n, kind, a.shape) for n, a in given.items()]
+    output = onnx.helper.make_tensor_value_info("Y", kind, None)
+    graph = onnx.helper.make_graph([node], "lstm", inputs, [output])
+    (y,) = ReferenceEvaluator(onnx.helper.make_model(graph)).run(None, given)
+    found = convention(weights, x, sizes)
+    np.testing.assert_allclose(y[:, 0].transpose(1, 0, 2), found, atol=1e-6)
