@@ -10,6 +10,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -135,11 +136,17 @@ class MakeModel(_Model):
             raise ValueError("strings cannot be made")
         return value
 
+    @field_validator("fill")
+    @classmethod
+    def _fits(cls, value: float, info: ValidationInfo) -> float:
+        if "dtype" in info.data:  # else that is what is wrong
+            constant(value, numeric(info.data["dtype"]))
+        return value
+
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _together(self) -> Self:
         if self.optional and self.each is None:
             raise ValueError("`optional` goes with `each`")
-        constant(self.fill, numeric(self.dtype))
         return self
 
 
