@@ -1,21 +1,24 @@
 """tf-faster-rcnn's variables, filled in its own way, and from a file of ours.
 
-python -m tests.oracles.tf_faster_rcnn SHRINK (fix|restore) CHECKPOINT OUT.json ...
+python -m tests.oracles.tf_faster_rcnn SHRINK (fix|restore|default) CHECKPOINT OUT.json ...
 
 `fix` takes a checkpoint of TF-Slim and starts a training as tf-faster-rcnn does: variables that the
 checkpoint has under the same name are restored, and `fix_variables` brings over the three whose
 layout differs.  `restore` takes any checkpoint with the backbone's variables and gives them to a
 `Saver`, nothing else.  Both write the digests of the backbone's variables (the heads have nothing
-to be restored from).
+to be restored from).  `default` writes a checkpoint under the names of the first generation, by
+the steps of tools/convert_from_depre.py, with the digests of what it holds by the names of today.
 """
 
 from __future__ import annotations
 
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
@@ -63,6 +66,24 @@ def restore(session: Any, variables: Variables, checkpoint: str) -> None:
     tf1.train.Saver(backbone(variables)).restore(session, checkpoint)
 
 
+def default_name(name: str) -> str:
+    """The name that the first generation had for a variable of today."""
+    name = name.replace("vgg_16/", "vgg16_default/")
+    name = name.replace("/biases", "/bias").replace("/weights", "/weight")
+    for block in range(1, 6):
+        name = name.replace(f"/conv{block}/", "/")
+    return name
+
+
+def default(session: Any, variables: Variables, checkpoint: str) -> None:
+    """Random values, saved under the older names."""
+    for name, variable in variables.items():
+        random = np.random.default_rng(zlib.crc32(name.encode()))
+        variable.load(random.standard_normal(variable.shape.as_list()).astype("float32"), session)
+    older = {default_name(name): variable for name, variable in variables.items()}
+    tf1.train.Saver(older).save(session, checkpoint, write_meta_graph=False)
+
+
 def backbone(variables: Variables) -> Variables:
     return {name: v for name, v in variables.items() if name.split("/")[1] not in HEADS}
 
@@ -76,6 +97,10 @@ def run(command: str, checkpoint: str, shrink: int, out: Path) -> None:
     with tf1.Session(graph=tf.Graph()) as session, session.graph.as_default():
         variables = build(shrink)
         session.run(tf1.global_variables_initializer())
+        if command == "default":
+            default(session, variables, checkpoint)
+            oracles.save_digests(out, values(session, variables))
+            return
         if command == "fix":
             fix(session, variables, checkpoint, shrink)
         else:
