@@ -97,7 +97,7 @@ def batch(  # noqa: PLR0913 - one parameter an option
         overwrite=overwrite,
         incomplete=lambda entry: unreported(entry, reports),
     )
-    budget = Budget(max_memory, jobs or len(os.sched_getaffinity(0)))
+    budget = Budget(max_memory, jobs or cores())
     if only_plan:
         outcomes = [told(outcome) for outcome in planned(run, max_memory)]
     else:
@@ -112,6 +112,12 @@ def batch(  # noqa: PLR0913 - one parameter an option
     rank = {entry.name: index for index, entry in enumerate(loaded.entries)}
     outcomes.sort(key=lambda outcome: rank[outcome.entry.name])
     return conclude(manifest, outcomes, findings, output)
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    known = getattr(os, "sched_getaffinity", None)
+    return len(known(0)) if known else os.cpu_count() or 1
 
 
 def selected(manifest: Manifest, chosen: Sequence[str]) -> list[Entry]:
