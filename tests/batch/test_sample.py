@@ -13,9 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from converter import cli, formats
+from converter import cli, digests, formats
 from converter.batch import lock
 from converter.batch.pool import Pool
+from converter.cli.worker import _digested, _prove
+from converter.engine import Saved
+from converter.errors import SourceError, VerificationError
+from converter.tensors import from_arrays
 from tests.batch.conftest import files
 
 TEN = 10
@@ -340,3 +344,19 @@ def test_the_sample_is_small(fresh):
     for path in fresh.rglob("*"):
         if path.is_file() and path.parent.name != "checkpoints":
             assert len(path.read_text(encoding="utf-8")) < 50_000
+
+
+def test_a_target_that_is_not_what_the_mapping_makes_is_found():
+    mapped = from_arrays({"a": np.arange(3)})
+    right = [{"name": "a", "sha256": digests.of_tensor(mapped["a"])}]
+    _prove(mapped, right, Path("t.npz"))
+    with pytest.raises(VerificationError, match="does not hold what the mapping makes"):
+        _prove(mapped, [{"name": "a", "sha256": "0" * 64}], Path("t.npz"))
+
+
+def test_a_source_that_changes_meanwhile_is_noticed(sample):
+    path = Path("checkpoints/head.npz")
+    before = lock.stamp_of(path)
+    path.write_bytes(path.read_bytes())
+    with pytest.raises(SourceError, match="the file changed while it was read"):
+        _digested({path: before}, [], Saved((), "npz", 0, 0))
