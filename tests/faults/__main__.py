@@ -22,6 +22,8 @@ PARTS = {
     "together": "tests.faults.together",
     "changes": "tests.faults.together",
     "fuzz": "tests.faults.fuzz",
+    "hostile": "tests.faults.hostile",
+    "power": "tests.faults.power",
 }
 
 

@@ -42,9 +42,9 @@ def kills(scale: float, only: Sequence[str]) -> Iterator[Figure]:
         row.load()
     for writer in chosen(only):
         with folder() as place:
-            yield from _killed(prepare(place, writer, LENGTH), place, max(4, int(ROUNDS * scale)))
+            yield from _killed(prepare(place, writer, LENGTH), place, max(2, int(ROUNDS * scale)))
         with folder() as place:
-            yield _at_each_call(prepare(place, writer, 60), place, 1 if scale >= 1 else 9)
+            yield _at_each_call(prepare(place, writer, 60), place, 1 if scale >= 1 else 31)
 
 
 def _killed(writer: Writer, place: Path, rounds: int) -> Iterator[Figure]:
