@@ -100,6 +100,7 @@ def _aliases(order: Iterable[tuple[str, list[str]]]) -> Iterator[tuple[str, str]
     """The names of stored weights with the paths of their variables."""
     for layer, weights in order:
         numbers: dict[str, int] = {}
+        separable = any("pointwise_kernel" in weight for weight in weights)
         for weight in () if layer in {TOP, OPTIMIZER} else weights:
             path = weight.removesuffix(":0")
             path = path if path.startswith(f"{layer}/") else f"{layer}/{path}"
@@ -107,6 +108,8 @@ def _aliases(order: Iterable[tuple[str, list[str]]]) -> Iterator[tuple[str, str]
             if _UNNAMED.fullmatch(name):
                 name = unnamed(numbers.setdefault(parent, 0))
                 numbers[parent] += 1
+            if name == "depthwise_kernel" and not separable:  # of Keras 2
+                name = "kernel"
             yield f"{layer}/{weight}", f"{parent}/{name}"
 
 

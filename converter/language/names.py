@@ -477,7 +477,7 @@ def _number(name: str, at: int, sizes: Sizes) -> int:
 
 def _lookup(
     name: str, keys: list[str], at: int, tables: Mapping[str, Table], sizes: Sizes
-) -> Lookup:
+) -> Lookup | Text:
     if name not in tables:
         known = ", ".join(sorted(tables)) or "none is declared"
         raise TemplateError(f"there is no table '{name}'", at, f"tables: {known}")
@@ -490,6 +490,8 @@ def _lookup(
         given = ", ".join(f"{keys[k]}={value}" for k, value in fixed.items())
         raise TemplateError(f"table '{name}' has nothing for {given}", at)
     holes = tuple(key for key in keys if key not in sizes)
+    if not holes:  # the sizes alone say which
+        return Text(chosen.entries[()])
     kinds: tuple[Kind, ...] = tuple("int" for _ in holes)
     return Lookup(chosen, holes, kinds, at)
 

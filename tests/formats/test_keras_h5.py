@@ -188,6 +188,21 @@ def test_an_alias_is_the_path_of_the_variable_whichever_keras_wrote_the_file(sav
         assert [name.removesuffix(":0") for name in stored] == ["c1/c1/kernel", "c1/c1/bias"]
 
 
+@pytest.mark.parametrize("others", [[], ["pointwise_kernel"]])
+def test_the_kernel_of_a_depthwise_convolution_is_called_as_by_keras_3(
+    others: list[str], tmp_path: Path
+) -> None:
+    with h5py.File(tmp_path / "w.h5", "w") as file:
+        file.attrs["layer_names"] = ["c"]
+        group = file.create_group("c")
+        group.attrs["weight_names"] = [f"c/{n}:0" for n in ("depthwise_kernel", *others)]
+        for name in ("depthwise_kernel", *others):
+            group[f"c/{name}:0"] = np.ones(1)
+    expected = ["depthwise_kernel", *others] if others else ["kernel"]
+    with converter.open(tmp_path / "w.h5") as checkpoint:
+        assert [*checkpoint.aliases.values()] == [(f"c/{name}",) for name in expected]
+
+
 def test_variables_without_a_name_are_counted_in_their_layer(tmp_path: Path) -> None:
     layers = {"a": ["a/variable_7", "a/variable_9"], "b": ["b/variable_10", "b/x:0"], "c": ["x"]}
     with h5py.File(tmp_path / "w.h5", "w") as file:

@@ -147,6 +147,9 @@ def fill(model: Any) -> None:
         else:
             value = rng.normal(0, 0.2, weight.shape)
         weight.assign(value)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # takes what was assigned
 
 
 def write(folder: Path, name: str, job: dict[str, Any]) -> None:
