@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from tests import manifests
 from tests.manifests import spec
 
 PACKAGES = ("tensorflow-cpu", "tf-slim", "tf-models-research-object-detection", "deeplabcut")
@@ -23,9 +24,18 @@ def headers(
     return {name: spec(dtype, shape) for name, (dtype, shape) in found.items()}
 
 
+def without_averages(b: int) -> Mapping[str, str]:
+    """EfficientNet's variables in a checkpoint of a training that kept no moving averages."""
+    kept = manifests.load(f"tf-efficientnet-b{b}")
+    return {
+        name: spec(s.dtype, s.shape)
+        for name, s in kept.items()
+        if not name.endswith("/ExponentialMovingAverage")
+    }
+
+
 def default_names() -> Mapping[str, str]:
     """VGG-16's snapshot under the older names, by the steps of tools/convert_from_depre.py."""
-    from tests import manifests
     from tests.oracles import tf_faster_rcnn
 
     snapshot = manifests.load("tf-faster-rcnn-vgg16-snapshot")
@@ -45,13 +55,8 @@ MODELS = {
         )
         for v in ("v1", "v3", "v4", "resnet_v2")
     },
-    **{
-        f"tf-efficientnet-b{b}{'' if kept else '-raw'}": lambda b=b, kept=kept: headers(
-            "efficientnet", b=b, averaging=kept
-        )
-        for b in range(8)
-        for kept in (True, False)
-    },
+    **{f"tf-efficientnet-b{b}": lambda b=b: headers("efficientnet", b=b) for b in range(8)},
+    **{f"tf-efficientnet-b{b}-raw": lambda b=b: without_averages(b) for b in range(8)},
     **{
         f"tf-faster-rcnn-res{n}-snapshot": lambda n=n: headers("rcnn_resnet", depth=n, trained=True)
         for n in DEPTHS

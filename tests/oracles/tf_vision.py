@@ -5,8 +5,10 @@ python -m tests.oracles.tf_vision JOBS.json
 JOBS is `{"folder": …, "jobs": {NAME: {"model": …, "options": {…}, "sizes": [65, 64]}, …}}`.  Each
 model is built for images of those heights and widths, every variable gets a random value (moving
 variances, too), and a Saver writes FOLDER/NAME.ckpt; FOLDER/NAME.npz gets `images-SIZE` and
-`OUTPUT-SIZE` for every output.  With `fix`, the name of another job that ran before, the variables
-are filled from its checkpoint as tf-faster-rcnn does, and written to FOLDER/NAME.json as digests.
+`OUTPUT-SIZE` for every output.  Where a model keeps moving averages of its variables, what those
+compute is in FOLDER/NAME-averages.npz.  With `fix`, the name of another job that ran before, the
+variables are filled from its checkpoint as tf-faster-rcnn does, and written to FOLDER/NAME.json as
+digests.
 
 `narrow` divides the number of channels of all convolutions while the real function builds its
 graph; the networks themselves, and every name, stay what they are.
@@ -254,20 +256,16 @@ _TPU_PARTS = (
 )
 
 
-def efficientnet(
-    images: Any, b: int, classes: int = 1000, *, ema: bool = False, averaging: bool = True
-) -> Outputs:
-    """`efficientnet-b0` to `b7`; with `ema`, the moving averages of the variables compute."""
+def efficientnet(images: Any, b: int, classes: int = 1000) -> Outputs:
+    """`efficientnet-b0` to `b7`, and moving averages of its variables."""
     builder = tpu("backbones.efficientnet_builder")
     blocks, facts = builder.get_model_params(f"efficientnet-b{b}", {"num_classes": classes})
     blocks[5] = blocks[5]._replace(strides=[2, 2])  # which deeplabcut's copy took out
     with tf1.variable_scope(f"efficientnet-b{b}"):
         logits = builder.efficientnet_model.Model(blocks, facts)(images)
     averages = tf1.train.ExponentialMovingAverage(0.999)
-    if averaging:
-        averages.apply(averaged())
-    if ema:
-        tf1.add_to_collection("average", averages)
+    averages.apply(averaged())
+    tf1.add_to_collection("averages", averages)
     return {"logits": logits}
 
 
@@ -380,9 +378,11 @@ def run(folder: Path, name: str, job: Mapping[str, Any]) -> None:
             return
         fill(session, {v.ref(): value(v) for v in tf1.global_variables()})
         tf1.train.Saver().save(session, str(folder / f"{name}.ckpt"), write_meta_graph=False)
-        for averages in tf1.get_collection("average"):
-            fill(session, session.run({v.ref(): averages.average(v) for v in averaged()}))
         oracles.save_arrays(folder / f"{name}.npz", dict(outputs(session, name, built)))
+        for averages in tf1.get_collection("averages"):
+            fill(session, session.run({v.ref(): averages.average(v) for v in averaged()}))
+            found = dict(outputs(session, name, built))
+            oracles.save_arrays(folder / f"{name}-averages.npz", found)
 
 
 def outputs(session: Any, name: str, built: Mapping[int, Any]) -> Iterator[tuple[str, Any]]:
