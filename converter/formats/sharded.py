@@ -34,6 +34,7 @@ from converter.errors import (
     CorruptFileError,
     LimitError,
     NotFoundError,
+    SourceError,
     TargetError,
     UnrepresentableError,
     UnsafeContentError,
@@ -88,11 +89,14 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the name every format has
     index = _only_index(path) if path.is_dir() else path
     with ExitStack() as stack:
         with context(path=index):
+            before = _facts(index)
             metadata, weight_map = _read_index(index)
             names = sorted(set(weight_map.values()))
             _check_set(index, names)
             shards = {name: stack.enter_context(_open_shard(index, name)) for name in names}
             homes = _homes(weight_map, shards)
+            if _facts(index) != before:  # shards of two sets may have been opened
+                raise SourceError("the index was replaced while its shards were opened")
         return Checkpoint(
             _tensors(homes, shards.values()),
             format="sharded",
@@ -114,6 +118,15 @@ def _tensors(homes: Mapping[str, Checkpoint], shards: Iterable[Checkpoint]) -> L
         return homes[name][name].view
 
     return LazyTensors(specs, view)
+
+
+def _facts(index: Path) -> tuple[int, ...] | None:
+    """What tells one file of this name from the next."""
+    try:
+        now = index.stat()
+    except OSError:
+        return None
+    return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns
 
 
 def _only_index(folder: Path) -> Path:

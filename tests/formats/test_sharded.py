@@ -204,6 +204,24 @@ def test_overwriting_removes_the_shards_of_the_old(index: Path) -> None:
     assert (index.parent / "mine.safetensors").read_bytes() == b"mine"
 
 
+def test_a_set_that_is_replaced_while_it_is_opened(
+    index: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shards of two sets would be mixed."""
+    opened = sharded._open_shard
+    other = index.with_name("other")
+    other.write_bytes(index.read_bytes())
+
+    def replaced(index: Path, name: str) -> Any:
+        if other.exists():
+            other.replace(index)
+        return opened(index, name)
+
+    monkeypatch.setattr(sharded, "_open_shard", replaced)
+    with pytest.raises(SourceError, match="the index was replaced while"):
+        formats.open_checkpoint(index)
+
+
 def test_overwriting_removes_nothing_that_is_no_shard(index: Path) -> None:
     (index.parent / "mine.safetensors").write_bytes(b"mine")
     index.write_text(json.dumps({"weight_map": {"t0": "mine.safetensors"}}))
