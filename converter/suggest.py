@@ -8,14 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from converter.errors import MappingError
-from converter.language.catalogue import BLOCKS, Entry, entries
+from converter.language.catalogue import BLOCKS, Entry, entries, finder, segments
 from converter.language.names import split
 from converter.language.rules import Rules
 from converter.plan import Plan, Port
 from converter.tensors import Checkpoint
 
-PROMISING = 0.5  # of the rules have names of which the checkpoint has every fixed segment
-NEARLY = 0.8  # of the tensors are mapped or dropped
+NEARLY = 0.8  # of a mapping's rules have names, and of the tensors are mapped or dropped
 MOST_SIZES = 32  # combinations of sizes that are tried for one mapping
 
 
@@ -44,28 +43,38 @@ def suggest(checkpoint: Checkpoint) -> list[Fit]:
     """The mappings whose plan is clean or nearly so, best first."""
     names = {*checkpoint, *itertools.chain.from_iterable(checkpoint.aliases.values())}
     known = {segment for name in names for segment in split(name)}
+    lines = "\n".join(sorted(names))
     found = (
         fit
         for entry in entries()
         if not entry.name.startswith(BLOCKS)
         for reverse in (False, True)
-        if promising(entry.segments("target" if reverse else "source"), known)
+        if promising(entry.needs("target" if reverse else "source"), known, lines)
         for fit in best(entry, checkpoint, names, reverse=reverse)
     )
     return sorted(found, key=lambda fit: fit.rank)
 
 
-def promising(wanted: list[frozenset[str]], known: set[str]) -> bool:
-    """Are the fixed segments of enough rules there?  This is what makes the search fast."""
-    return sum(segments <= known for segments in wanted) >= PROMISING * len(wanted)
+def promising(templates: list[str], known: set[str], lines: str) -> bool:
+    """Are there names for nearly all templates?  First by segments, then by a search of the lines.
+
+    A mapping is compiled only then: that takes longer than all of this.
+    """
+    wanted = NEARLY * len(templates)
+    likely = [text for text in templates if segments(text) <= known]
+    return len(likely) >= wanted and sum(bool(finder(t).search(lines)) for t in likely) >= wanted
 
 
 def best(
     entry: Entry, checkpoint: Checkpoint, names: Iterable[str], *, reverse: bool
 ) -> Iterator[Fit]:
     """The fit with the sizes that go best, if it is good enough."""
-    seen = {size: entry.seen(size, names, reverse=reverse) for size in entry.sizes}
-    choices = {size: numbers(entry, size, number) for size, number in seen.items()}
+    side = "target" if reverse else "source"
+    seen = {size: entry.seen(size, names, side) for size in entry.sizes}
+    choices = {
+        size: sorted(found or entry.tabled(size) or [default or 1], key=lambda n, d=default: n != d)
+        for (size, default), found in zip(entry.sizes.items(), seen.values(), strict=True)
+    }  # the file's own number first: it stands where others do as well
     fits = []
     for chosen in itertools.islice(itertools.product(*choices.values()), MOST_SIZES):
         sizes = dict(zip(choices, chosen, strict=True))
@@ -77,18 +86,10 @@ def best(
         equal = [fit.sizes for fit in fits if fit.rank == first.rank]
         assumed = tuple(
             size
-            for size, number in seen.items()
-            if number is None
-            and (len(choices[size]) == 1 or len({sizes[size] for sizes in equal}) > 1)
+            for size, found in seen.items()
+            if len({sizes[size] for sizes in equal}) > 1 or not (found or len(choices[size]) > 1)
         )
         yield replace(first, assumed=assumed)
-
-
-def numbers(entry: Entry, size: str, seen: int | None) -> list[int]:
-    """The numbers that a size may have: what the names say, or a table, or the file."""
-    if seen is not None:
-        return [seen]
-    return entry.tabled(size) or [entry.sizes[size] or 1]
 
 
 def planned(
@@ -100,18 +101,23 @@ def planned(
         return None
     with suppress(MappingError):  # there is no way back
         rules = rules.inverse() if reverse else rules
-        taken = sum(takes(rules, name, checkpoint.aliases.get(name, ())) for name in checkpoint)
-        if taken >= NEARLY * len(checkpoint):
+        if taken(rules, checkpoint):
             plan = Port(rules).plan(checkpoint)
             return plan if any(step.sources for step in plan.steps) else None
     return None
 
 
-def takes(rules: Rules, name: str, aliases: Iterable[str]) -> bool:
-    """Does a rule or a drop fit the name of a tensor, or another name of it?"""
-    templates = [template for rule in rules.rules for template in rule.sources]
-    return any(
-        any(template(called) for template in templates)
-        or any(drop.matches(called) for drop in rules.drops)
-        for called in (name, *aliases)
-    )
+def taken(rules: Rules, checkpoint: Checkpoint) -> bool:
+    """Are nearly all tensors taken by a rule or a drop, by one of their names?"""
+    fits = [
+        *(template.match for rule in rules.rules for template in rule.sources),
+        *(drop.matches for drop in rules.drops),
+    ]
+    spare = (1 - NEARLY) * len(checkpoint)
+    for name in checkpoint:
+        called = (name, *checkpoint.aliases.get(name, ()))
+        if not any(fit(each) not in (None, False) for each in called for fit in fits):
+            spare -= 1
+            if spare < 0:
+                return False
+    return True

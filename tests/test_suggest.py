@@ -79,6 +79,15 @@ def test_a_mapping_that_nearly_fits_comes_after_one_that_does():
     assert [bool(fit.plan.errors) for fit in fits] == sorted(bool(f.plan.errors) for f in fits)
 
 
+def test_a_size_that_names_tell_is_known_and_another_is_assumed():
+    """torchvision's names say nothing of the depth that slim's names will have."""
+    source, target = manifests.load("slim-resnet_v1_101"), manifests.load("torchvision-resnet101")
+    there = [fit for fit in suggest(headers(source)) if fit.name == "resnet/slim-torchvision"][0]
+    back = [fit for fit in suggest(headers(target)) if fit.name == "resnet/slim-torchvision"][0]
+    assert (there.sizes, there.assumed) == ({"depth": 101}, ())
+    assert (back.reverse, back.sizes, back.assumed) == (True, {"depth": 50}, ("depth",))
+
+
 def test_some_names_of_its_own_are_problems_and_no_obstacle():
     specs = dict(manifests.load("slim-vgg_16"))
     specs["vgg_16/mine/weights"] = specs["vgg_16/fc8/weights"]

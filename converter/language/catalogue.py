@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from converter.errors import MappingError
 from converter.language import names, yaml
 from converter.language.include import shipped
-from converter.language.load import examine, loads, read, shipped_names
+from converter.language.load import compiled, read, shipped_names
 from converter.language.rules import Rules
 
 BLOCKS = "layers/"  # mappings of one layer, to be included; they fit parts of everything
 _HOLE = re.compile(r"\{[^{}]*\}")
+_PARTS = re.compile(r"\{[^{}]*\}|[^{]+").findall
 _UNKNOWN = "\0"
+_INNER = "{what_is_included:path}"
 _LOOKUP = re.compile(r"\{(\w+)\[([^\[\]]+)\]\}")
 
 
@@ -47,17 +49,18 @@ class Entry:
         words = (self.name, self.about, self.model("source"), self.model("target"))
         return any(text.casefold() in word.casefold() for word in words)
 
-    def segments(self, side: str) -> list[frozenset[str]]:
-        """For each rule and include that is not optional, what its names must have of segments."""
+    def texts(self, side: str, *, optional: bool = True) -> Iterator[str]:
+        """The templates of the rules; of includes, the scopes, with a hole for what they bring."""
         data = self.document.data
-        entries = [*data.get("rules", ()), *data.get("include", ())]
-        found = (
-            _literal(text)
-            for entry in entries
-            if not entry.get("optional")
-            for text in _templates(entry.get(side))
-        )
-        return [segments for segments in found if segments]
+        for kind in ("rules", "include"):
+            for entry in data.get(kind, ()):
+                if optional or not entry.get("optional"):
+                    for text in _templates(entry.get(side, "")):
+                        yield text if kind == "rules" else _around(text)
+
+    def needs(self, side: str) -> list[str]:
+        """The templates that a checkpoint must have names for."""
+        return list(self.texts(side, optional=False))
 
     @property
     def sizes(self) -> Mapping[str, int | None]:
@@ -76,29 +79,23 @@ class Entry:
                     found |= {int(value) for value in column if value.isdecimal()}
         return sorted(found)
 
-    def seen(self, size: str, given: Iterable[str], *, reverse: bool) -> int | None:
-        """The number that a size has in the names of a checkpoint; None when they do not tell."""
-        data = {k: v for k, v in self.document.data.items() if k not in ("sizes", "tests")}
-        loose, _ = examine(replace(self.document, data=data), self.path)
-        templates = [
-            template
-            for rule in loose.rules
-            for template in (rule.targets if reverse else rule.sources)
-            if size in template.holes and _tells(template, size)
-        ]
-        for name in given:
-            for template in templates:
-                bindings = template.match(name)
-                if bindings is not None:
-                    return int(bindings[size])
-        return None
+    def seen(self, size: str, given: Iterable[str], side: str) -> list[int]:
+        """The numbers that a size may have by the names of a checkpoint; none: they do not tell."""
+        tables = {
+            name: names.Table(name, {tuple(re.split(", *", str(k))): str(v) for k, v in t.items()})
+            for name, t in (self.document.data.get("tables") or {}).items()
+        }
+        found: list[names.Template] = []
+        for text in {text for text in self.texts(side) if size in text}:
+            with suppress(names.TemplateError):  # where a type stands on the other side
+                found += (t for t in names.parse([text], tables) if _tells(t, size))
+        matches = (template.match(name) for name in given for template in found)
+        return sorted({int(bindings[size]) for bindings in matches if bindings})
 
     def rules(self, sizes: Mapping[str, int]) -> Rules | None:
         """The compiled rules; None where these sizes do not go."""
-        try:
-            return loads(self.document.text, self.path, sizes)
-        except MappingError:
-            return None
+        rules, problems = compiled(self.document, self.path, sizes)
+        return None if problems else rules
 
 
 @cache
@@ -119,10 +116,15 @@ def _read(name: str) -> yaml.Document:
 
 def _tells(template: names.Template, size: str) -> bool:
     """Does a match say what the size is?  A table of several keys may have a text twice."""
-    return not any(
+    return size in template.holes and not any(
         isinstance(token, names.Lookup) and size in token.keys and len(token.keys) > 1
         for token in template.variables
     )
+
+
+def _around(scope: str) -> str:
+    """A scope as a template."""
+    return scope.replace("{}", _INNER) if "{}" in scope else scope + _INNER
 
 
 def _templates(side: Any) -> Iterator[str]:
@@ -132,7 +134,18 @@ def _templates(side: Any) -> Iterator[str]:
             yield text
 
 
-def _literal(text: str) -> frozenset[str]:
-    """The whole segments of a template, or of a scope, that have no hole."""
-    segments = names.split(_HOLE.sub(_UNKNOWN, text))
-    return frozenset(part for part in segments if part and _UNKNOWN not in part)
+def segments(template: str) -> frozenset[str]:
+    """The whole segments of a template that have no hole: every name that fits has them."""
+    parts = names.split(_HOLE.sub(_UNKNOWN, template))
+    return frozenset(part for part in parts if part and _UNKNOWN not in part)
+
+
+def finder(template: str) -> re.Pattern[str]:
+    """What finds a line that may fit: each hole takes what stands there, or one of its choices."""
+    parts = (_loose(part) if part[:1] == "{" else re.escape(part) for part in _PARTS(template))
+    return re.compile(f"^{''.join(parts)}$", re.MULTILINE)
+
+
+def _loose(hole: str) -> str:
+    kind = hole[1:-1].partition(":")[2]
+    return f"(?:{'|'.join(map(re.escape, kind.split('|')))})" if "|" in kind else "[^\n]+"
