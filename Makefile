@@ -43,8 +43,9 @@ format: $(TEST) ## put the code into its format
 	.venv-test/bin/ruff format
 	.venv-test/bin/ruff check --fix
 
-bench: $(RUN) ## time and memory of a VGG-16 against cp, plain NumPy and (after `make test`) the usual script
+bench: $(RUN) ## time and memory: a VGG-16 against cp, plain NumPy and (after `make test`) the usual script; large sizes
 	.venv/bin/python -m benchmarks.vgg16 --frameworks .venv-test/bin/python
+	.venv/bin/python -m benchmarks.scale
 
 clean: ## remove what this file makes
 	rm -rf .venv .venv-test build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 
@@ -273,24 +272,3 @@ sys.exit(cli.run(["lint", "m.yaml", "vgg16/slim-torchvision"]))
         [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "2 files: no findings\n")
-
-
-# ── speed ────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_hundred_mappings_in_two_seconds(tmp_path):
-    names = [name for name in shipped_names() if name.startswith("vgg16/")]
-    for nth in range(100):
-        text = (shipped() / f"{names[nth % len(names)]}.yaml").read_text()
-        (tmp_path / f"{nth:03}.yaml").write_text(text.replace("vgg_16", f"vgg_{nth}"))
-    command = [sys.executable, "-m", "converter", "lint", str(tmp_path)]
-    before = spent()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done
-    assert spent() - before < 2
-
-
-def spent():
-    """Seconds of processors: other tests may keep the machine busy."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
