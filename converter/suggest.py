@@ -71,10 +71,7 @@ def best(
     """The fit with the sizes that go best, if it is good enough."""
     side = "target" if reverse else "source"
     seen = {size: entry.seen(size, names, side) for size in entry.sizes}
-    choices = {
-        size: sorted(found or entry.tabled(size) or [default or 1], key=lambda n, d=default: n != d)
-        for (size, default), found in zip(entry.sizes.items(), seen.values(), strict=True)
-    }  # the file's own number first: it stands where others do as well
+    choices = {size: numbers(entry, size, found) for size, found in seen.items()}
     fits = []
     for chosen in itertools.islice(itertools.product(*choices.values()), MOST_SIZES):
         sizes = dict(zip(choices, chosen, strict=True))
@@ -90,6 +87,13 @@ def best(
             if len({sizes[size] for sizes in equal}) > 1 or not (found or len(choices[size]) > 1)
         )
         yield replace(first, assumed=assumed)
+
+
+def numbers(entry: Entry, size: str, seen: list[int]) -> list[int]:
+    """What a size may be, by names or tables; the file's own number first, as that of most."""
+    default = entry.sizes[size] or 1
+    found = seen or entry.tabled(size) or [default]
+    return sorted(found, key=lambda number: (number != default, number))
 
 
 def planned(

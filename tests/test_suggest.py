@@ -82,8 +82,10 @@ def test_a_mapping_that_nearly_fits_comes_after_one_that_does():
 def test_a_size_that_names_tell_is_known_and_another_is_assumed():
     """torchvision's names say nothing of the depth that slim's names will have."""
     source, target = manifests.load("slim-resnet_v1_101"), manifests.load("torchvision-resnet101")
-    there = [fit for fit in suggest(headers(source)) if fit.name == "resnet/slim-torchvision"][0]
-    back = [fit for fit in suggest(headers(target)) if fit.name == "resnet/slim-torchvision"][0]
+    there, back = (
+        next(fit for fit in suggest(headers(specs)) if fit.name == "resnet/slim-torchvision")
+        for specs in (source, target)
+    )
     assert (there.sizes, there.assumed) == ({"depth": 101}, ())
     assert (back.reverse, back.sizes, back.assumed) == (True, {"depth": 50}, ("depth",))
 
