@@ -77,6 +77,15 @@ def outcomes(rules: Rules) -> list[Outcome]:
     return found
 
 
+def checked(plans: Sequence[Plan]) -> list[list[Outcome]]:
+    """What comes of the probes of each plan's mapping; `MappingError` where a layer is wrong."""
+    found = [outcomes(plan.rules) for plan in plans]
+    problems = [each.problem for ran in found for each in ran if each.problem]
+    if problems:
+        raise MappingError(problems)
+    return found
+
+
 def proofs(plan: Plan, ran: Sequence[Outcome]) -> dict[str, Probe]:
     """Target → the probe that proves its step, there or back, where no shape confirms it."""
     probes = {key: outcome.probe for outcome in ran for key in outcome.proved}

@@ -90,6 +90,7 @@ def convert(  # noqa: PLR0913 - one parameter an option
             record |= as_json(plans, notes, peak_memory(plans[-1].specs, max_memory))
         for plan in plans:
             plan.check()
+        doubtful = unproved(plans)
         problems = unrepresentable(mapped.specs, name)
         if problems:
             raise MappingError(problems)
@@ -120,12 +121,25 @@ def convert(  # noqa: PLR0913 - one parameter an option
         }
     for entry, reason in checkpoint.unsupported.items():
         hint(f"not a tensor, not converted: {entry}: {reason}")
-    doubtful = sum(bool(step.doubts) for plan in plans for step in plan.steps)
     hint(
         f"wrote {target}: {count(saved.tensors, 'tensor')}, {size(saved.nbytes)}, "
         f"{record['seconds']:.2f} s"
         + (f"; {saved.resumed} of them from a run that was stopped" if saved.resumed else "")
-        + (f"; shapes cannot confirm {doubtful} of them: `converter verify`" if doubtful else "")
+        + (f"; nothing confirms the layout of {doubtful}: `converter verify`" if doubtful else "")
+    )
+
+
+def unproved(plans: Sequence[Plan]) -> int:
+    """How many steps neither shapes nor probes confirm; `MappingError` when a probe refuses."""
+    if not plans:
+        return 0
+    from converter.probes import checked, proofs
+
+    return sum(
+        bool(step.doubts) and step.target not in proved
+        for plan, ran in zip(plans, checked(plans), strict=True)
+        for proved in [proofs(plan, ran)]
+        for step in plan.steps
     )
 
 

@@ -43,6 +43,7 @@ from converter.errors import (
 )
 from converter.formats import for_target, named, open_checkpoint
 from converter.plan import Plan
+from converter.probes import checked
 from converter.report import Files, converted
 from converter.tensors import Checkpoint
 
@@ -117,6 +118,7 @@ def prepared(task: Message, source: Checkpoint) -> tuple[str, Checkpoint, list[P
     if not named(name).writes:
         raise TargetError(f"{name} is only read, not written", path=task["target"])
     mapped, plans = request_of(task).apply(source)
+    checked(plans)
     problems = unrepresentable(mapped.specs, name)
     if problems:
         raise MappingError(problems)

@@ -202,7 +202,31 @@ def test_a_square_matrix_is_a_note_and_no_error(converter):
     says(doubts, "classifier.3.weight", "i and o are both 128: no shape shows")
     result = converter("convert", "slim.ckpt", "out.pt", "-m", MAPPING)
     assert result.code == 0
-    says(result.err, "shapes cannot confirm", "`converter verify`")
+    assert "`converter verify`" not in result.err  # its probes confirm what shapes cannot
+
+
+TURNED = """
+mapping: 1
+rules:
+  - {source: kernel, target: weight, ops: [rearrange: i o -> o i]}
+"""
+
+
+def test_a_layout_that_nothing_confirms_is_said(converter, folder):
+    checkpoints.write(folder / "square.pt", {"kernel": np.zeros((4, 4), "f4")})
+    (folder / "turned.yaml").write_text(TURNED)
+    result = converter("convert", "square.pt", "out.safetensors", "-m", "turned.yaml")
+    assert result.code == 0
+    says(result.err, "nothing confirms the layout of 1", "`converter verify`")
+
+
+def test_a_layer_that_comes_out_wrong_is_not_converted(refused, folder):
+    checkpoints.write(folder / "square.pt", {"kernel": np.zeros((4, 4), "f4")})
+    wrong = TURNED.replace("o i", "i o")
+    probe = "probes:\n  - {layer: dense, source: keras, target: torch}\n"
+    (folder / "wrong.yaml").write_text(wrong + probe)
+    text = refused(1, "convert", "square.pt", "out.safetensors", "-m", "wrong.yaml")
+    says(text, "error[MAP142]", "dense, keras to torch")
 
 
 def test_a_mapping_that_does_not_exist(refused):
