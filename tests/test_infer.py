@@ -17,13 +17,16 @@ from converter.ops import OPS
 from tests.cli import checkpoints
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
-TRAINED = {"vgg16/fasterrcnn-pytorch"}
+TRAINED = {"vgg16/fasterrcnn-pytorch", "vgg16/default-fasterrcnn"}
 
 
 def vgg16(mapping):
-    source = converter.from_arrays(
-        checkpoints.trained() if mapping in TRAINED else checkpoints.slim()
-    )
+    arrays = checkpoints.trained() if mapping in TRAINED else checkpoints.slim()
+    if mapping == "vgg16/default-fasterrcnn":  # older names of what is trained
+        weights = {n: a for n, a in arrays.items() if not n.endswith(("Momentum", "Variable"))}
+        source = converter.mapping(mapping).inverse()(converter.from_arrays(weights))
+    else:
+        source = converter.from_arrays(arrays)
     return source, converter.mapping(mapping)(source)
 
 

@@ -8,8 +8,9 @@ Fingerprints are sums that no permutation changes, so nothing is tried pair by p
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,7 +18,7 @@ from converter.compare import diff
 from converter.errors import MappingError
 from converter.inference.guess import by_names
 from converter.inference.match import Found, Match, by_values, leaf
-from converter.inference.names import Draft, Tables, generalise
+from converter.inference.names import Draft, Tables, generalise, literal
 from converter.inference.write import Draftbook, drops
 from converter.language.load import loads
 from converter.language.names import split
@@ -26,6 +27,8 @@ from converter.plan import Port, plan
 from converter.tensors import Checkpoint, TensorSpec
 
 __all__ = ["Inferred", "infer"]
+
+TRIES = 4  # to keep rules apart, before each name gets its own
 
 
 @dataclass(frozen=True)
@@ -96,34 +99,46 @@ def _written(
     guessed: bool,
 ) -> Inferred:
     """The mapping of what was found: generalised, or name by name should that not plan."""
-    for fold in (True, False):
-        book = _book(sources, targets, found, fold=fold)
+    made = {t for m in found.matches for t in m.targets} | found.constants.keys()
+    clashing: set[str] = set()
+    for fold in (*[True] * TRIES, False):
+        book = _book(sources, targets, found, clashing if fold else None)
         text = book.text(sources, targets)
-        made = {t for m in found.matches for t in m.targets} | found.constants.keys()
         try:
             planned = plan(loads(text), sources)
-        except MappingError:
+        except MappingError as error:
+            clashing |= _templates(error)
             continue
         if not planned.errors and planned.specs.keys() == made:
             break
     return Inferred(text, found.open, exact=False, guessed=guessed)
 
 
+def _templates(error: MappingError) -> set[str]:
+    """The templates of rules that claim one name, as the diagnostics quote them."""
+    found = (d.found for d in error.diagnostics if d.code == "MAP111")
+    return {text for words in found for text in re.findall("`([^`]+)`", words)}
+
+
 def _book(
     sources: Mapping[str, TensorSpec],
     targets: Mapping[str, TensorSpec],
     found: Found,
-    *,
-    fold: bool,
+    clashing: Collection[str] | None,
 ) -> Draftbook:
+    """All that the mapping says; with `clashing` None, name by name."""
     tables = Tables()
     names = list(sources)
     matches = found.matches
-    rules = generalise(matches, names, tables, fold=fold)
+    made = [t for m in matches for t in m.targets] + list(found.constants)
+    if clashing is None:
+        rules = literal(matches)
+    else:
+        rules = generalise(matches, (names, made), tables, clashing)
     used = {name for match in matches for name in match.sources}
     left = [name for name in names if name not in used]
     selectors, groups = drops(left, used)
-    makes = list(_makes(found, sources, targets, tables, fold=fold))
+    makes = list(_makes(found, sources, targets, tables, clashing))
     return Draftbook(
         "Inferred by converter from two checkpoints",
         rules,
@@ -143,22 +158,22 @@ def _makes(
     sources: Mapping[str, TensorSpec],
     targets: Mapping[str, TensorSpec],
     tables: Tables,
-    *,
-    fold: bool,
+    clashing: Collection[str] | None,
 ) -> Iterator[Made]:
     """The constants, one for each tensor that they stand beside where they do."""
+    made = [t for m in found.matches for t in m.targets] + list(found.constants)
     kinds: dict[tuple[object, ...], list[str]] = defaultdict(list)
     for name, value in found.constants.items():
         spec = targets[name]
         kinds[leaf(name), str(spec.dtype), len(spec.shape), repr(value)].append(name)
     for group in kinds.values():
         value = found.constants[group[0]]
-        beside = _beside(group, found.matches) if fold and len(group) > 1 else None
+        beside = _beside(group, found.matches) if clashing is not None and len(group) > 1 else None
         shaped = beside and any(
             sources[m.sources[0]].shape != targets[m.targets[0]].shape for m in beside
         )
         shapes = {targets[name].shape for name in group}
-        drafts = generalise(beside, list(sources), tables) if beside else []
+        drafts = generalise(beside, (sources, made), tables, clashing or ()) if beside else []
         if beside and (not shaped or len(shapes) == 1) and not any(d.exclude for d in drafts):
             for draft in drafts:
                 yield draft, targets[draft.matches[0].targets[0]], value, bool(shaped)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from converter.inference.match import Match
@@ -13,9 +13,14 @@ from converter.language import names as templates
 from converter.symmetry import Op
 
 _NUMBER = re.compile(r"(?<![0-9])(0|[1-9][0-9]{0,8})(?![0-9])")
-MOST_CHOICES = 12
+MOST_CHOICES = 24
+MOST_FOLDED = 3  # rules in place of a table of texts
+SPLITS = 2  # numbers by which names that follow no rule are told apart
+ROUNDS = 2
+EXCEPT = 2  # names that a rule may leave out, rather than that its numbers are listed
 
-Table = dict[tuple[int, ...], int]
+Table = dict[tuple[int, ...], int | str]
+Names = tuple[Iterable[str], Iterable[str]]  # all of the sources, all of the targets
 
 
 @dataclass(frozen=True)
@@ -57,21 +62,38 @@ def skeleton(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
 
 
 def generalise(
-    matches: Sequence[Match], all_sources: Sequence[str], tables: Tables, *, fold: bool = True
+    matches: Sequence[Match], all_names: Names, tables: Tables, clashing: Collection[str] = ()
 ) -> list[Draft]:
-    """As few rules as stand for all matches and for nothing else; unless `fold`, one for each."""
-    if not fold:
-        return [_literal(match) for match in matches]
-    groups: dict[tuple[object, ...], list[Match]] = defaultdict(list)
+    """As few rules as stand for all matches and for nothing else; what clashes is listed."""
+    groups: dict[tuple[object, ...], dict[object, list[Match]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
     for match in matches:
-        texts = tuple(skeleton(name)[0] for name in (*match.sources, *match.targets))
-        groups[match.key, texts].append(match)
+        ours, theirs = (
+            tuple(skeleton(name)[0] for name in side) for side in (match.sources, match.targets)
+        )
+        groups[match.key, ours][theirs].append(match)
     drafts: list[Draft] = []
-    for group in groups.values():
-        draft = _fold(group, tables)
-        drafts += [draft] if draft else [_literal(match) for match in group]
-    drafts = _apart(_with_choices(drafts), tables)
-    return [done for draft in drafts for done in _fitted(draft, drafts, all_sources, tables)]
+    for family in groups.values():
+        trial = Tables(dict(tables.entries))
+        folded = [draft for group in family.values() for draft in _folds(group, trial)]
+        tabled = _tabled([m for group in family.values() for m in group], tables)
+        if tabled and len(folded) > MOST_FOLDED:
+            folded = [tabled]
+        else:
+            tables.entries = trial.entries
+        drafts += folded
+    done: list[Draft] = []
+    for _ in range(ROUNDS):  # what one rule would take too much for is put together anew
+        tried = [(d, _fitted(d, all_names, tables, clashing)) for d in _with_choices(drafts)]
+        done += [fitted for _, fitted in tried if fitted]
+        drafts = literal([m for draft, fitted in tried if not fitted for m in draft.matches])
+    return done + drafts
+
+
+def literal(matches: Iterable[Match]) -> list[Draft]:
+    """A rule for each match."""
+    return [_literal(match) for match in matches]
 
 
 def _literal(match: Match) -> Draft:
@@ -102,6 +124,55 @@ def _fold(group: Sequence[Match], tables: Tables) -> Draft | None:
             tables.entries = trial.entries
             return draft
     return None
+
+
+def _folds(group: Sequence[Match], tables: Tables, depth: int = SPLITS) -> list[Draft]:
+    """Few rules for matches whose names differ in numbers: apart where one number is another."""
+    draft = _fold(group, tables)
+    if draft or not depth:
+        return [draft] if draft else [_literal(match) for match in group]
+    rows = [_numbers(match) for match in group]
+    best, best_tables = [_literal(match) for match in group], tables.entries
+    for column in zip(*rows, strict=True):
+        parts: dict[int, list[Match]] = defaultdict(list)
+        for value, match in zip(column, group, strict=True):
+            parts[value].append(match)
+        if 1 < len(parts) < len(best):
+            trial = Tables(dict(tables.entries))
+            drafts = [d for part in parts.values() for d in _folds(part, trial, depth - 1)]
+            if len(drafts) < len(best):
+                best, best_tables = drafts, trial.entries
+    tables.entries = best_tables
+    return best
+
+
+def _tabled(matches: Sequence[Match], tables: Tables) -> Draft | None:
+    """One rule whose number is looked up in a table of texts; None when there are more numbers."""
+    first = matches[0]
+    found = _folded([match.sources for match in matches], 1, Tables())
+    holes = set(re.findall(r"(?<!\{)\{([^{}]*)\}", found[0] if found else ""))
+    if found is None or len(holes) != 1 or len(first.sources) > 1 or len(first.targets) > 1:
+        return None
+    (hole,) = holes
+    template = templates.parse(found, {})[0]
+    numbers = [(template.match(match.sources[0]) or {}).get(hole) for match in matches]
+    targets = [_escaped(match.targets[0]) for match in matches]
+    before, after = _common(targets)
+    before = before[: 1 + max(map(before.rfind, "/."))]  # whole segments read best
+    after = after[min((k for k in map(after.find, "/.:") if k >= 0), default=len(after)) :]
+    words = [text[len(before) : len(text) - len(after)] for text in targets]
+    table = {(n,): word for n, word in zip(numbers, words, strict=True) if isinstance(n, int)}
+    if len(set(table.values())) < len(matches) or any(set("{}") & set(word) for word in words):
+        return None
+    name = tables.name("layer", table)
+    target = f"{before}{{{name}[{hole}]}}{after}"
+    draft = Draft(found, (target,), first.ops, first.note, tuple(matches))
+    return draft if _sound(draft, tables) else None
+
+
+def _numbers(match: Match) -> tuple[int, ...]:
+    """The numbers in all names of a match."""
+    return tuple(n for name in (*match.sources, *match.targets) for n in skeleton(name)[1])
 
 
 def _folded(sides: Sequence[tuple[str, ...]], count: int, tables: Tables) -> tuple[str, ...] | None:
@@ -203,15 +274,19 @@ def _sound(draft: Draft, tables: Tables) -> bool:
 
 
 def _with_choices(drafts: list[Draft]) -> list[Draft]:
-    """Rules that differ in one word on each side, made one."""
+    """Rules that differ in one word on a side, made one."""
     while True:
-        groups: dict[tuple[str, str, tuple[Gap, Gap]], list[Draft]] = defaultdict(list)
+        groups: dict[tuple[str, str, int, Gap], list[Draft]] = defaultdict(list)
         for draft in drafts:
             if len(draft.sources) == len(draft.targets) == 1:
-                for key in itertools.product(_gaps(draft.sources[0]), _gaps(draft.targets[0])):
-                    groups[repr(draft.ops), draft.note, key].append(draft)
-        large = sorted((g for g in groups.items() if len(g[1]) > 1), key=lambda g: -len(g[1]))
-        joined = ((group, _choice(group[:MOST_CHOICES], key[2])) for key, group in large)
+                for side, text in enumerate((draft.sources[0], draft.targets[0])):
+                    for gap in _gaps(text):
+                        groups[repr(draft.ops), draft.note, side, gap].append(draft)
+        large = sorted(
+            ((key, group) for key, group in groups.items() if len(group) > 1),
+            key=lambda pair: (-len(pair[1]), -len("".join(pair[0][3]))),
+        )
+        joined = ((group, _choice(group[:MOST_CHOICES], *key[2:])) for key, group in large)
         group, choice = next((pair for pair in joined if pair[1]), ([], None))
         if choice is None:
             return drafts
@@ -223,21 +298,25 @@ Gap = tuple[str, str]  # the text before and after a word that is left out
 
 
 def _gaps(template: str) -> list[Gap]:
-    """A template with each of its segments left out, in turn; those with a hole stay."""
-    return [
-        (template[: word.start()], template[word.end() :])
-        for word in re.finditer(r"(?<![^/.])[^/.{}|]+(?![^/.])", template)
-    ]
+    """A template with each of its words left out, in turn, and each segment; no holes."""
+    texts = re.sub(r"\{[^{}]*\}", lambda hole: "{" * len(hole[0]), template)  # of the same length
+    words = r"(?<![^/.])[^/.{}|]+(?![^/.])", r"(?<![A-Za-z])[A-Za-z]+(?![A-Za-z])"
+    spans = {word.span() for pattern in words for word in re.finditer(pattern, texts)}
+    return [(template[:start], template[stop:]) for start, stop in sorted(spans)]
 
 
-def _choice(drafts: Sequence[Draft], gaps: tuple[Gap, Gap]) -> Draft | None:
-    """One rule with a choice for rules that differ within gaps."""
-    words = []
-    for side, (before, after) in zip(("sources", "targets"), gaps, strict=True):
-        texts = [getattr(d, side)[0] for d in drafts]
-        words.append([t[len(before) : len(t) - len(after)] for t in texts])
-    ours, theirs = words
+def _choice(drafts: Sequence[Draft], side: int, gap: Gap) -> Draft | None:
+    """One rule with a choice for rules that differ within a gap on a side."""
+    texts = [[d.sources[0] for d in drafts], [d.targets[0] for d in drafts]]
+    gaps = [gap, gap]
+    gaps[1 - side] = _common(texts[1 - side])
+    ours, theirs = (
+        [text[len(before) : len(text) - len(after)] for text in side_texts]
+        for side_texts, (before, after) in zip(texts, gaps, strict=True)
+    )
     if len(set(ours)) < len(ours) or len(set(theirs)) < len(theirs):
+        return None
+    if any(not word or set("{}|") & set(word) for word in (*ours, *theirs)):
         return None
     fixed = "".join(text for gap in gaps for text in gap)
     hole = next(hole for hole in ("part", "kind", "name", "word") if f"{{{hole}" not in fixed)
@@ -253,6 +332,19 @@ def _choice(drafts: Sequence[Draft], gaps: tuple[Gap, Gap]) -> Draft | None:
     return draft if _parses(draft) else None
 
 
+def _common(texts: Sequence[str]) -> Gap:
+    """What texts begin and end with, all of them, in whole words and holes."""
+    parts = [re.findall(r"\{[^{}]*\}|[A-Za-z]+|[0-9]+|.", text) for text in texts]
+    least = min(map(len, parts))
+    start = next((k for k in range(least) if len({row[k] for row in parts}) > 1), least)
+    least -= start
+    stop = next((k for k in range(least) if len({row[-1 - k] for row in parts}) > 1), least)
+    if stop == least:  # one of them has nothing else
+        start, stop = (start - 1, stop) if start else (start, stop - 1)
+    first = parts[0]
+    return "".join(first[:start]), "".join(first[len(first) - stop :] if stop else [])
+
+
 def _parses(draft: Draft) -> bool:
     """Can the templates be read?  Tables are not known here; each stands for any number."""
     texts = (*draft.sources, *draft.targets)
@@ -263,41 +355,64 @@ def _parses(draft: Draft) -> bool:
     return True
 
 
-def _mine(draft: Draft) -> set[str]:
-    return {name for match in draft.matches for name in match.sources}
+# ── no more than it stands for ───────────────────────────────────────────────────────────────────
 
 
-def _takes(draft: Draft, names: Iterable[str], tables: Tables) -> list[str]:
-    """Which of these names the draft's templates fit."""
-    found = (compiled(draft, tables) or [])[: len(draft.sources)]
-    return [name for name in names if any(template(name) for template in found)]
+def _strays(draft: Draft, names: Names, tables: Tables) -> list[str] | None:
+    """Sources a rule takes besides its own, or makes others' targets of; None: it is no rule."""
+    found = compiled(draft, tables)
+    if found is None:
+        return None
+    count = len(draft.sources)
+    mine = {name for match in draft.matches for name in match.sources}
+    made = {name for match in draft.matches for name in match.targets}
+    strays = {n: None for n in names[0] if n not in mine and any(t(n) for t in found[:count])}
+    for name in names[1]:
+        for template in found[count:] if name not in made else ():
+            bindings = template.match(name)
+            if bindings is None:
+                continue
+            try:
+                strays |= {t.format(bindings): None for t in found[:count]}
+            except (templates.TemplateError, KeyError):
+                continue
+    return list(strays)
 
 
-def _apart(drafts: Sequence[Draft], tables: Tables) -> list[Draft]:
-    """Rules of which no two fit each other's names: the one with fewer is written out."""
-    kept: list[Draft] = []
-    for draft in sorted(drafts, key=lambda draft: -len(draft.matches)):
-        crossed = len(draft.matches) > 1 and any(
-            _takes(draft, _mine(other), tables) and _takes(other, _mine(draft), tables)
-            for other in kept
-        )
-        kept += [_literal(match) for match in draft.matches] if crossed else [draft]
-    return kept
+def _fitted(draft: Draft, names: Names, tables: Tables, clashing: Collection[str]) -> Draft | None:
+    """The rule with what it would take too much left out, or with its numbers listed."""
+    clashes = not {*draft.sources, *draft.targets}.isdisjoint(clashing)
+    strays = _strays(draft, names, tables) if len(draft.matches) > 1 else []
+    if not clashes and strays is not None and len(strays) <= EXCEPT:
+        return replace(draft, exclude=tuple(map(_escaped, strays)))
+    listed = _listed(draft, tables)
+    return listed if listed and _strays(listed, names, tables) == [] else None
 
 
-def _fitted(
-    draft: Draft, drafts: Sequence[Draft], names: Sequence[str], tables: Tables
-) -> list[Draft]:
-    """The rule with what it would take too much left out; single rules where that is shorter."""
-    mine = _mine(draft)
-    others = dict.fromkeys(_takes(draft, (name for name in names if name not in mine), tables))
-    exclude: list[str] = []
-    for other in drafts:
-        taken = others.keys() & _mine(other)
-        if taken and len(other.sources) == 1 and "[" not in other.sources[0]:
-            exclude.append(other.sources[0])
-            others = {name: None for name in others if name not in taken}
-    exclude += others
-    if len(exclude) > max(2, len(draft.matches)):
-        return [_literal(match) for match in draft.matches]
-    return [replace(draft, exclude=tuple(exclude))]
+def _listed(draft: Draft, tables: Tables) -> Draft | None:
+    """The rule with its numbers as choices, which fit no others; None where tables need two."""
+    found = compiled(draft, tables)
+    if found is None or len(draft.sources) > 1 or len(draft.targets) > 1:
+        return None
+    rows = [found[0].match(match.sources[0]) or {} for match in draft.matches]
+    source, target = draft.sources[0], draft.targets[0]
+    for hole in dict.fromkeys(re.findall(r"\{([a-z]\w*)\}", source)):
+        values = sorted({row[hole] for row in rows if isinstance(row.get(hole), int)})
+        uses = set(re.findall(rf"\{{(?:{hole}(?:[+-]\d+)?|\w+\[{hole}\])\}}", target))
+        if not values or len(uses) != 1 or f"{{{hole}:" in source:
+            continue
+        (use,) = uses
+        made = [_number(use, hole, value, tables) for value in values]
+        words = "|".join(map(str, values))
+        source = source.replace(
+            f"{{{hole}}}", f"{{{hole}:{words}}}"
+        )  # each, so that none is in doubt
+        if made != values:
+            target = target.replace(use, f"{{{hole}:{'|'.join(map(str, made))}}}")
+    return replace(draft, sources=(source,), targets=(target,))
+
+
+def _number(use: str, hole: str, value: int, tables: Tables) -> int | str:
+    """What a hole of a target is for a value: the number itself, an offset, or a table's."""
+    name, table, _ = use[1:-1].partition("[")
+    return tables.entries[name][value,] if table else value + int(name.removeprefix(hole) or 0)

@@ -56,8 +56,12 @@ class Draftbook:
             if f"{{{name}[" in used:
                 lines.append(f"  {name}:")
                 rows = sorted(table.items())
-                lines += [f"    {','.join(map(str, key))}: {value}" for key, value in rows]
+                lines += [f"    {','.join(map(str, key))}: {_entry(value)}" for key, value in rows]
         return lines if len(lines) > 1 else []
+
+
+def _entry(value: int | str) -> str:
+    return quoted(value) if isinstance(value, str) else str(value)
 
 
 def _order(sources: Mapping[str, TensorSpec]) -> Any:

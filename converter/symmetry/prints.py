@@ -61,7 +61,7 @@ def sums(view: View, groups: Sequence[tuple[int, ...]]) -> list[Array]:
     ends = list(itertools.accumulate(map(len, parts), initial=0))
     factors = [[f for k in group for f in range(ends[k], ends[k + 1])] for group in groups]
     sizes = [n for part in parts for n in part]
-    sums = [np.zeros([sizes[f] for f in group], np.uint64) for group in factors]
+    sums = [np.zeros([sizes[f] for f in group] or [1], np.uint64) for group in factors]
     for box in boxes([view], PIECE):
         hashed = _hashed(view, box)
         for group, total in zip(factors, sums, strict=True):
