@@ -174,6 +174,7 @@ VARIABLES = {  # of Keras' layers by their class, in the order in which they are
     "layer_normalization": _SCALED,
     "normalization": ("mean", "variance", "count"),
     "embedding": ("embeddings",),
+    "cell": ("kernel", "recurrent_kernel", "bias"),  # of recurrent layers
 }
 BATCH_NORM = {4: (*_SCALED, *_COUNTED), 3: ("beta", *_COUNTED), 2: _COUNTED}  # 3: scale=False
 
