@@ -28,21 +28,28 @@ THREADS = 2
 WRAP = 1 << 64  # sums of hashes are taken modulo this
 FOLDER = 10  # what neighbours count in names, against a segment in common
 PIECES = 64  # sources of one target
+TRIED = 8  # sources whose numbers are compared with a target's
+MOST_SUMMED = 1 << 20  # elements of what may be a sum
 
 
 @dataclass(frozen=True)
 class Match:
-    """Sources that become targets through ops, as they were found; `note` is for the reader."""
+    """Sources that become targets through ops, as they were found; `note` is for the reader.
+
+    `negated` are places of sources that get the other sign before they are added.
+    """
 
     sources: tuple[str, ...]
     targets: tuple[str, ...]
     ops: tuple[Op, ...] = ()
     note: str = ""
+    negated: tuple[int, ...] = ()
 
     @property
     def key(self) -> str:
         """What matches of one rule have in common besides their names."""
-        return json.dumps([self.ops, self.note, len(self.sources), len(self.targets)])
+        counts = len(self.sources), len(self.targets)
+        return json.dumps([self.ops, self.note, counts, self.negated])
 
 
 @dataclass
@@ -86,7 +93,10 @@ class _Matcher:
         self.settle()
         left = [n for n in left if n not in self.made()]
         for name in left:
-            if name not in self.found.open and not self.changed(name):
+            if name in self.found.open:
+                continue
+            near = self.near(name)
+            if not (self.changed(name, near) or self.summed(name, near)):
                 self.found.open[name] = "no source holds these values"
         self.found.matches = self.unified()
         return self.found
@@ -259,14 +269,42 @@ class _Matcher:
             found.add(json.dumps(explanation.ops))
         return tuple(json.loads(found.pop())) if len(found) == 1 else None
 
-    def changed(self, name: str) -> bool:
+    def near(self, name: str) -> list[str]:
+        """Sources of a target's size that nothing takes, those whose names speak for it first."""
+        size = self.targets[name].size
+        beside = self.folders[1].get(folder(name), ())
+        found = [n for n, v in self.sources.items() if n not in self.used and v.size == size]
+        return sorted(found, key=lambda n: (folder(n) not in beside, -similarity(n, name)))
+
+    def changed(self, name: str, near: Sequence[str]) -> bool:
         """Match a target with a source whose numbers were changed: negated, added to, scaled."""
+        return any(self.pair(source, name) for source in near[:TRIED])
+
+    def summed(self, name: str, near: Sequence[str]) -> bool:
+        """Match a target that is the sum of two sources, or their difference."""
         target = self.targets[name]
-        candidates = [
-            n for n, v in self.sources.items() if n not in self.used and v.size == target.size
+        alike = [
+            n
+            for n in near
+            if self.sources[n].shape == target.shape and self.sources[n].dtype == target.dtype
         ]
-        near = sorted(candidates, key=lambda source: -similarity(source, name))[:8]
-        return any(self.pair(source, name) for source in near)
+        if target.dtype.kind != "f" or not 1 < target.size <= MOST_SUMMED:
+            return False
+        wanted = target.numpy()
+        values = {n: self.sources[n].numpy() for n in alike}
+        for one, other in itertools.product(alike[:TRIED], alike):
+            for sign, function in enumerate((np.add, np.subtract)):
+                a, b = values[one], values[other]
+                if one == other or function(a.flat[0], b.flat[0]) != wanted.flat[0]:
+                    continue  # one number tells nearly all of them apart
+                if np.array_equal(function(a, b), wanted):
+                    sources, negated = (one, other), (1,) * sign
+                    self.found.open.pop(name, None)
+                    match = Match(sources, (name,), ({"sum": {}},), negated=negated)
+                    self.found.matches.append(match)
+                    self.used |= set(sources)
+                    return True
+        return False
 
     def settle(self) -> None:
         """Names decide between tensors that hold the same values."""

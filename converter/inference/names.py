@@ -161,7 +161,9 @@ def _tabled(matches: Sequence[Match], tables: Tables) -> Draft | None:
     before = before[: 1 + max(map(before.rfind, "/."))]  # whole segments read best
     after = after[min((k for k in map(after.find, "/.:") if k >= 0), default=len(after)) :]
     words = [text[len(before) : len(text) - len(after)] for text in targets]
-    table = {(n,): word for n, word in zip(numbers, words, strict=True) if isinstance(n, int)}
+    table: Table = {
+        (n,): word for n, word in zip(numbers, words, strict=True) if isinstance(n, int)
+    }
     if len(set(table.values())) < len(matches) or any(set("{}") & set(word) for word in words):
         return None
     name = tables.name("layer", table)
@@ -397,7 +399,7 @@ def _listed(draft: Draft, tables: Tables) -> Draft | None:
     rows = [found[0].match(match.sources[0]) or {} for match in draft.matches]
     source, target = draft.sources[0], draft.targets[0]
     for hole in dict.fromkeys(re.findall(r"\{([a-z]\w*)\}", source)):
-        values = sorted({row[hole] for row in rows if isinstance(row.get(hole), int)})
+        values = sorted({n for row in rows if isinstance(n := row.get(hole), int)})
         uses = set(re.findall(rf"\{{(?:{hole}(?:[+-]\d+)?|\w+\[{hole}\])\}}", target))
         if not values or len(uses) != 1 or f"{{{hole}:" in source:
             continue

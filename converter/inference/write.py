@@ -85,11 +85,22 @@ def _side(names: Sequence[str]) -> str:
     return quoted(names[0]) if len(names) == 1 else json.dumps(list(names))
 
 
+def _sources(draft: Draft) -> str:
+    negated = draft.matches[0].negated
+    if not negated:
+        return _side(draft.sources)
+    sources = [
+        {"name": name, "ops": [{"negate": {}}]} if k in negated else name
+        for k, name in enumerate(draft.sources)
+    ]
+    return json.dumps(sources)
+
+
 def _rule(
     draft: Draft, sources: Mapping[str, TensorSpec], targets: Mapping[str, TensorSpec]
 ) -> str:
     lines = [f"  # {note}" for note in _notes(draft, sources, targets)]
-    lines += [f"  - source: {_side(draft.sources)}", f"    target: {_side(draft.targets)}"]
+    lines += [f"  - source: {_sources(draft)}", f"    target: {_side(draft.targets)}"]
     if draft.exclude:
         lines.append(f"    except: {json.dumps(list(draft.exclude))}")
     sizes: dict[str, int] = {}
@@ -103,6 +114,8 @@ def _rule(
         if word == "rearrange" and not text.startswith('"') and not re.match(r"[A-Za-z(0-9]", text):
             text = json.dumps(value)
         ops.append(f"      - {word}: {text}")
+    if any("sum" in op for op in draft.ops):
+        lines.append("    lossy: true")
     if sizes:
         lines.append(f"    sizes: {{{', '.join(f'{k}: {v}' for k, v in sizes.items())}}}")
     if ops:
