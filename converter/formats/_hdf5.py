@@ -992,15 +992,19 @@ def lay_out(
                 for key, value in attributes.items():
                     _write_attribute(group.attrs, key, value)
             offsets = {name: place.id.get_offset() or 0 for name, place in places.items()}
-    except (OSError, RuntimeError, ValueError, TargetError) as error:
-        if stream.error:  # the library says something else
-            raise stream.error from None
-        raise TargetError(f"laying out the HDF5 file failed: {error}") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        if stream.error is None:
+            raise TargetError(f"laying out the HDF5 file failed: {error}") from error
+    if stream.error is not None:
+        raise stream.error
     return offsets
 
 
 class _Stream:
-    """A staged file as the library wants to see it: all its writes are ours, too."""
+    """A staged file as the library wants to see it: all its writes are ours, too.
+
+    Its calls never raise, which the library could not bear: the first `error` is kept.
+    """
 
     def __init__(self, staged: StagedFile) -> None:
         self.error: TargetError | None = None
@@ -1050,7 +1054,6 @@ class _Stream:
             act(at, data)
         except TargetError as error:
             self.error = self.error or error
-            raise
 
 
 def _dataset(h5py: Any, out: Any, name: str, spec: TensorSpec) -> Any:
