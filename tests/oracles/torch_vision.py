@@ -263,6 +263,8 @@ def outputs(model: nn.Module, images: torch.Tensor) -> dict[str, Any]:
     found = model(images.permute(0, 3, 1, 2))
     if aux is not None:
         hook.remove()
+    if isinstance(found, tuple):  # timm gives the auxiliary logits in evaluation, too
+        found = found[0]
     named = found if isinstance(found, dict) else {"logits": found}
     return {name: tensor.numpy() for name, tensor in (named | seen).items()}
 
