@@ -367,7 +367,9 @@ def headers(
 
 def run(folder: Path, name: str, job: Mapping[str, Any]) -> None:
     """One job, in a graph and a session of its own."""
-    with tf1.Graph().as_default(), tf1.Session() as session:
+    plain = tf1.ConfigProto()  # a division stays one: folded, it would be by the reciprocal
+    plain.graph_options.rewrite_options.disable_meta_optimizer = True
+    with tf1.Graph().as_default(), tf1.Session(config=plain) as session:
         built = {size: build(job, size) for size in job["sizes"]}
         tf1.train.get_or_create_global_step()
         if "fix" in job:
