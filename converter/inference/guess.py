@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping
-from itertools import permutations
+from dataclasses import dataclass
+from itertools import groupby, permutations, product
 from math import prod
 
-from converter.inference.match import Found, Match, leaf, similarity, words
+from converter.inference.match import Found, Match, folder, leaf, similarity, words
 from converter.language.groups import GROUPS
 from converter.language.names import parse_selector
 from converter.symmetry import Op
@@ -23,7 +25,15 @@ def by_names(sources: Mapping[str, TensorSpec], targets: Mapping[str, TensorSpec
     found = Found()
     selectors = [parse_selector(p) for _, patterns in GROUPS.values() for p in patterns]
     usable = {n: s for n, s in sources.items() if not any(fit(n) for fit in selectors)}
-    for source, target in _paired(usable, targets):
+    pairs = _alike(usable, targets)
+    ours, theirs = (
+        {n: s for n, s in side.items() if n not in done}
+        for side, done in (
+            (usable, {source for source, _ in pairs}),
+            (targets, {target for _, target in pairs}),
+        )
+    )
+    for source, target in (*pairs, *_paired(ours, theirs)):
         found.matches.append(_match(source, target, sources, targets))
     _leave(found, targets)
     return found
@@ -47,6 +57,109 @@ def _role(name: str, rank: int) -> str:
     """What kind of parameter a name says it is; a weight of one axis is a norm's."""
     last = words(leaf(name))[-1:] or [""]
     return last[0] if last[0] in ("bias", "mean", "variance") else "weight" if rank else ""
+
+
+# ── families ─────────────────────────────────────────────────────────────────────────────────────
+
+_INDEX = re.compile(r"[0-9]+|(?<=[0-9])[a-m](?![A-Za-z])")  # a letter after a number counts, too
+INDICES = 5  # of a name, that families are told apart by
+
+# Words that say where in a block, or in a network, a layer stands.
+PLACES = {
+    word: place
+    for place, words in enumerate(
+        (
+            ("stem",),
+            ("expand",),
+            ("depthwise", "dw", "dwconv"),
+            ("squeeze", "reduce"),
+            ("excite",),
+            ("project", "pointwise", "pwl"),
+            ("top", "head", "logits", "predictions", "classifier", "fc"),
+        ),
+        start=-1,
+    )
+    for word in words
+}
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Names that differ in some of their numbers only, in the order of these."""
+
+    text: str
+    names: tuple[str, ...]
+    numbers: tuple[int, ...]  # of the first
+    place: tuple[int, ...]  # in a block, as its words say
+
+
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]  # role and sizes of one after the other
+
+
+def _alike(
+    ours: Mapping[str, TensorSpec], theirs: Mapping[str, TensorSpec]
+) -> list[tuple[str, str]]:
+    """Pairs of whole families whose tensors have the same shapes in the same order.
+
+    Large families first, for chance hardly makes them alike; then those whose words are.
+    """
+    sides = [_by_shapes(side) for side in (ours, theirs)]
+    scored = sorted(
+        (
+            (-len(one.names), -similarity(one.text, other.text), one.place, other.place, one, other)
+            for shapes in sides[0].keys() & sides[1].keys()
+            for one in sides[0][shapes]
+            for other in sides[1][shapes]
+        ),
+        key=lambda row: (row[:4], row[4].numbers, row[5].numbers, row[4].names, row[5].names),
+    )
+    taken: set[str] = set()
+    made: set[str] = set()
+    pairs: list[tuple[str, str]] = []
+    for *_, one, other in scored:
+        if taken.isdisjoint(one.names) and made.isdisjoint(other.names):
+            pairs += zip(one.names, other.names, strict=True)
+            taken |= set(one.names)
+            made |= set(other.names)
+    return pairs
+
+
+def _by_shapes(specs: Mapping[str, TensorSpec]) -> dict[Shapes, list[_Family]]:
+    """Every family, by what its tensors look like; one name may be in several."""
+    normed = {folder(name) for name in specs if _role(name, 1) in ("mean", "variance")}
+    skeletons: dict[tuple[str, ...], list[tuple[tuple[int, ...], str]]] = defaultdict(list)
+    for name in specs:
+        texts, found_numbers = _indexed(name)
+        skeletons[texts].append((found_numbers, name))
+    found: dict[Shapes, list[_Family]] = defaultdict(list)
+    for texts, rows in skeletons.items():
+        count = len(texts) - 1
+        masks = product((False, True), repeat=count) if count <= INDICES else [(False,) * count]
+        kept: dict[tuple[str, ...], tuple[int, ...]] = {}
+        for mask in masks:
+            parts: dict[tuple[int, ...], list[tuple[tuple[int, ...], str]]] = defaultdict(list)
+            for numbers, name in rows:
+                parts[tuple(n for n, keep in zip(numbers, mask, strict=True) if keep)].append(
+                    (numbers, name)
+                )
+            kept |= {tuple(n for _, n in sorted(part)): min(part)[0] for part in parts.values()}
+        for names, first in kept.items():
+            place = tuple(PLACES[w] for w in words(names[0]) if w in PLACES)
+            shapes = tuple(_looks(name, specs[name], folder(name) in normed) for name in names)
+            found[shapes].append(_Family("#".join(texts), names, first, place or (0,)))
+    return found
+
+
+def _indexed(name: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """A name's texts and the numbers between them; what HDF5 files of Keras say twice, once."""
+    plain = "/".join(part for part, _ in groupby(name.split("/")))
+    numbers = (int(n) if n.isdecimal() else ord(n) for n in _INDEX.findall(plain))
+    return tuple(_INDEX.split(plain)), tuple(numbers)
+
+
+def _looks(name: str, spec: TensorSpec, normed: bool) -> tuple[str, tuple[int, ...]]:
+    """What a port leaves as it is: the role, whether a norm's, and the sizes."""
+    return f"{_role(name, len(spec.shape))}{'-norm' * normed}", _sizes(spec)
 
 
 def _paired(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -165,11 +166,11 @@ def drops(left: Sequence[str], used: set[str]) -> tuple[list[tuple[str, str]], l
         if taken and not any(fit(name) for fit in fits for name in used):
             groups.append(group)
             rest = [name for name in rest if name not in taken]
-    found: dict[str, str] = {}
+    alike: dict[str, list[str]] = defaultdict(list)
     for name in rest:
-        selector = re.sub(r"(?<![0-9])[0-9]+(?![0-9])", "{i}", name)
-        alike = [other for other in rest if parse_selector(selector)(other)]
-        if len(alike) == 1 or any(parse_selector(selector)(other) for other in used):
-            selector = name
-        found[selector] = "nothing in the target holds its values"
-    return list(found.items()), groups
+        alike[re.sub(r"(?<![0-9])[0-9]+(?![0-9])", "{i}", name)].append(name)
+    selectors: list[str] = []
+    for selector, names in alike.items():
+        whole = len(names) > 1 and not any(map(parse_selector(selector), used))
+        selectors += [selector] if whole else names
+    return [(s, "nothing in the target holds its values") for s in selectors], groups
