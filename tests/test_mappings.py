@@ -152,9 +152,13 @@ def port(name) -> converter.Port:
     return converter.mapping(name)
 
 
+RENAMES = {"vgg16/default-fasterrcnn"}  # nothing else; held against the code that did it before
+
+
 def test_every_shipped_mapping_has_a_case():
-    """Those of other folders have tests of their own: test_blocks, test_hard_ports."""
-    assert [name for name in shipped_names() if name.startswith("vgg16/")] == sorted(CASES)
+    """Those of other folders have tests of their own: test_conversions and what it names."""
+    names = {name for name in shipped_names() if name.startswith("vgg16/")}
+    assert names - RENAMES == set(CASES)
 
 
 @pytest.mark.parametrize("shipped_name", shipped_names())

@@ -105,7 +105,7 @@ def test_json_of_show(converter):
 
 def test_json_of_plan(converter):
     found = document(converter("plan", "slim.ckpt", "-m", MAPPING, "--format", "json"))
-    assert found.keys() == {"schema_version", "peak_memory", "plans", "diagnostics"}
+    assert found.keys() == {"schema_version", "peak_memory", "mappings", "plans", "diagnostics"}
     (plan,) = found["plans"]
     assert plan["mapping"] == MAPPING
     assert len(plan["steps"]) == 32
@@ -154,7 +154,7 @@ def test_json_of_verify(converter):
     assert (result.code, found["equal"]) == (1, False)
     rows = {row["name"]: row for row in found["tensors"]}
     keys = {"name", "status", "expected", "found", "count", "max_abs", "max_rel", "index"}
-    assert all(row.keys() == keys for row in rows.values())
+    assert all(row.keys() == keys | {"explanation"} for row in rows.values())
     assert rows["vgg_16/mean_rgb"]["status"] == "missing"
     assert rows["Variable"]["status"] == "extra"
     assert rows[FC6]["status"] == "shape"

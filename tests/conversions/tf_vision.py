@@ -59,7 +59,7 @@ EFFICIENTNET = [
         note=note,
     )
     for ema, note in (("", "the raw weights"), ("-ema", "the moving averages"))
-    for b in range(7)
+    for b in range(8)
 ]
 RCNN = [
     *(

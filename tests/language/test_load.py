@@ -104,7 +104,7 @@ WRONG = {
     ),
     "a fill that is no number of the dtype": (
         HEAD + "  []\nmake:\n  - {target: a, dtype: uint8, fill: 300}",
-        [("MAP002", 5, 5, "300 is no uint8")],
+        [("MAP002", 5, 37, "300 is no uint8")],
     ),
     "a template": (
         HEAD + "  - source: 'a{!}'\n    target: b",

@@ -55,8 +55,8 @@ MODELS = {
         )
         for v in ("v1", "v3", "v4", "resnet_v2")
     },
-    **{f"tf-efficientnet-b{b}": lambda b=b: headers("efficientnet", b=b) for b in range(7)},
-    **{f"tf-efficientnet-b{b}-raw": lambda b=b: without_averages(b) for b in range(7)},
+    **{f"tf-efficientnet-b{b}": lambda b=b: headers("efficientnet", b=b) for b in range(8)},
+    **{f"tf-efficientnet-b{b}-raw": lambda b=b: without_averages(b) for b in range(8)},
     **{
         f"tf-faster-rcnn-res{n}-snapshot": lambda n=n: headers("rcnn_resnet", depth=n, trained=True)
         for n in DEPTHS
