@@ -21,7 +21,7 @@ import numpy as np
 from converter.errors import Diagnostic, MappingError, OpError
 from converter.language.load import load
 from converter.language.names import Bindings, Selector, Template, TemplateError, parse, split
-from converter.language.rules import Drop, Make, Place, Rule, Rules
+from converter.language.rules import REMARKS, Drop, Make, Place, Rule, Rules
 from converter.layout import Array, Computed, View
 from converter.ops.values import CastFloats
 from converter.tensors import Checkpoint, Tensor, TensorSpec, dtype_of
@@ -495,7 +495,7 @@ class _Planner:
             self.problems.append(Diagnostic("PLN210", "the source's contract cannot be read"))
             return
         for key, wanted in self.rules.source_contract.items():
-            if key in carried and carried[key] != wanted:
+            if key in carried and key not in REMARKS and carried[key] != wanted:
                 self.problems.append(
                     Diagnostic(
                         "PLN210",

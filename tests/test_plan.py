@@ -451,6 +451,18 @@ def test_a_reversal_applied_twice_is_caught():
     assert json.loads(port.inverse()(once).metadata[CONTRACT])["channels"] == "RGB"
 
 
+def test_a_remark_may_be_worded_anew():
+    contract = {"channels": "RGB", "architecture": "as it was"}
+    one = rules("{source: a, target: b}").rules
+    port = converter.Port(replace(one, source_contract=contract))
+    carried = json.dumps({"channels": "RGB", "architecture": "in other words"})
+    source = from_arrays({"a": np.zeros(2)}, metadata={CONTRACT: carried})
+    assert not port.plan(source).problems
+    other = json.dumps({"channels": "BGR", "architecture": "as it was"})
+    found = port.plan(from_arrays({"a": np.zeros(2)}, metadata={CONTRACT: other})).problems
+    assert [problem.code for problem in found] == ["PLN210"]
+
+
 @pytest.mark.parametrize("carried", ["no json", "[]", "1", '"RGB"', "[" * 100_000, "9" * 10_000])
 def test_a_contract_that_cannot_be_read_is_a_problem(carried):
     port = rules("{source: a, target: b}")

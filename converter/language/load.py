@@ -29,7 +29,7 @@ from converter.language.model import (
     op_names,
 )
 from converter.language.overlap import overlaps
-from converter.language.rules import Drop, Make, Place, Probe, Rule, Rules
+from converter.language.rules import REMARKS, Drop, Make, Place, Probe, Rule, Rules
 from converter.ops import OPS, Op
 from converter.ops.base import On, UnaryOp
 from converter.ops.pieces import Split
@@ -205,7 +205,7 @@ class _Compiler:
         for index, part in enumerate(parts):
             for key, value in getattr(part, f"{side}_contract").items():
                 said, other = found.setdefault(key, (value, part))
-                if said != value and key not in own:
+                if said != value and key not in own and key not in REMARKS:
                     self.problem(
                         "MAP112",
                         f"{part.name} and {other.name} contradict each other: the {side}'s {key}",

@@ -51,6 +51,7 @@ class Place(NamedTuple):
 
 
 NOWHERE = Place()
+REMARKS = frozenset({"architecture", "rounding"})  # of a contract: for people, never compared
 
 
 @dataclass(frozen=True)
