@@ -207,10 +207,10 @@ WRONG: dict[str, tuple[bytes, str]] = {
 def test_an_attack_is_refused(attack: str, tmp_path: Path) -> None:
     data, reason = WRONG[attack]
     (tmp_path / "m").write_bytes(data)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises((CorruptFileError, LimitError), match=reason) as caught:
         formats.open_checkpoint(tmp_path / "m")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert caught.value.path == tmp_path / "m"
 
 

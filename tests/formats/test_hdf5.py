@@ -245,11 +245,11 @@ def test_what_leads_elsewhere(make_it: Any, reason: str, libver: str, tmp_path: 
 
 
 def refused(path: Path, reason: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises((CorruptFileError, LimitError), match=reason) as caught:
         read(path)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # KiB
     assert caught.value.path == path
 
@@ -362,11 +362,11 @@ def test_mutants(tmp_path: Path) -> None:
                 at = rng.randrange(min(len(raw), 6000))
                 changed[at] = rng.choice((0, 1, 0x7F, 0xFF, changed[at] ^ 1 << rng.randrange(8)))
             (tmp_path / "x.h5").write_bytes(changed)
-            start = time.perf_counter()
+            start = time.process_time()
             try:
                 read(tmp_path / "x.h5")
                 counts["values"] += 1
             except ConverterError:
                 counts["errors"] += 1
-            assert time.perf_counter() - start < 2
+            assert time.process_time() - start < 2
     assert min(counts.values()) > 100

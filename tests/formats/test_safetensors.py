@@ -285,10 +285,10 @@ STRICTER: dict[str, tuple[bytes, str]] = {  # what the library lets pass
 def test_an_attack_is_refused(attack: str, tmp_path: Path) -> None:
     data, reason = (WRONG | STRICTER)[attack]
     (tmp_path / "m").write_bytes(data)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises((CorruptFileError, LimitError), match=reason) as caught:
         safetensors.open(tmp_path / "m")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert caught.value.path == tmp_path / "m"
     assert len(str(caught.value)) < 2000
     assert str(caught.value).isprintable() or "\n" in str(caught.value)

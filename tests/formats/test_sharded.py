@@ -292,9 +292,9 @@ def test_ten_gigabytes_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     system = CountingSystem()
     monkeypatch.setattr(files, "system", system)
-    start = time.perf_counter()
+    start = time.process_time()
     with formats.open_checkpoint(tmp_path) as checkpoint:
-        assert time.perf_counter() - start < 2
+        assert time.process_time() - start < 2
         assert checkpoint.nbytes > 10_000_000_000
         assert system.nbytes < 100_000
 

@@ -250,23 +250,23 @@ LONG = b"".join(node([("x" * 5000, n + 1)]) for n in range(40)) + variable("w", 
 )
 def test_hostile_graphs(graph, error, message, tmp_path):
     path = with_graph(tmp_path / "x", graph)
-    started = time.monotonic()
+    started = time.process_time()
     with formats.open_checkpoint(path) as checkpoint:  # the tensors are sound
         assert list(checkpoint) == ["w"]
         with pytest.raises(error, match=message):
             list(checkpoint.aliases)
     with pytest.raises(error, match=message):
         formats.open_checkpoint(path, names="full_name")
-    assert time.monotonic() - started < 8  # seconds, for both
+    assert time.process_time() - started < 8  # seconds, for both
 
 
 @pytest.mark.parametrize("graph", [CHAIN, MESH, LONG, b"", node([("self", 0)]), b"\x50\x01"])
 def test_graphs_without_an_end_have_few_aliases(graph, tmp_path):
     path = with_graph(tmp_path / "x", graph)
-    started = time.monotonic()
+    started = time.process_time()
     with formats.open_checkpoint(path) as checkpoint:
         assert dict(checkpoint.aliases) == {}
-    assert time.monotonic() - started < 2
+    assert time.process_time() - started < 2
 
 
 def test_paths_are_few_and_short():
