@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby, permutations, product
 from math import prod
 
@@ -40,13 +40,21 @@ def by_names(sources: Mapping[str, TensorSpec], targets: Mapping[str, TensorSpec
 
 
 def _leave(found: Found, targets: Mapping[str, TensorSpec]) -> None:
-    """Note what nothing was found for; a counter of batches starts at zero."""
+    """Note what nothing was found for; a norm's scale is one, its offset and counter are zero."""
     done = {t for m in found.matches for t in m.targets}
+    normed = _normed(targets)
     for name, spec in targets.items():
         if name not in done and leaf(name) == "num_batches_tracked":
             found.constants[name] = 0
+        elif name not in done and folder(name) in normed and _role(name, 1) in ("weight", "bias"):
+            found.constants[name] = float(_role(name, 1) == "weight")
         elif name not in done:
             found.open[name] = f"no source of its name and size ({spec})"
+
+
+def _normed(specs: Mapping[str, TensorSpec]) -> set[str]:
+    """Folders of batch norms: they have statistics."""
+    return {folder(name) for name in specs if _role(name, 1) in ("mean", "variance")}
 
 
 def _sizes(spec: TensorSpec) -> tuple[int, ...]:
@@ -55,14 +63,17 @@ def _sizes(spec: TensorSpec) -> tuple[int, ...]:
 
 def _role(name: str, rank: int) -> str:
     """What kind of parameter a name says it is; a weight of one axis is a norm's."""
-    last = words(leaf(name))[-1:] or [""]
-    return last[0] if last[0] in ("bias", "mean", "variance") else "weight" if rank else ""
+    said = next((w for w in words(leaf(name)) if w in ("bias", "mean", "variance")), "")
+    return said or ("weight" if rank else "")
 
 
 # ── families ─────────────────────────────────────────────────────────────────────────────────────
 
 _INDEX = re.compile(r"[0-9]+|(?<=[0-9])[a-m](?![A-Za-z])")  # a letter after a number counts, too
 INDICES = 5  # of a name, that families are told apart by
+MOST_ALIKE = 100  # families that look the same
+MIDDLE = 1  # the place of a layer whose words say none
+SHORTEST = 3  # part of a family that says something
 
 # Words that say where in a block, or in a network, a layer stands.
 PLACES = {
@@ -104,12 +115,13 @@ def _alike(
     Large families first, for chance hardly makes them alike; then those whose words are.
     """
     sides = [_by_shapes(side) for side in (ours, theirs)]
+    _add_runs(*sides)
     scored = sorted(
         (
             (-len(one.names), -similarity(one.text, other.text), one.place, other.place, one, other)
             for shapes in sides[0].keys() & sides[1].keys()
-            for one in sides[0][shapes]
-            for other in sides[1][shapes]
+            for one in sides[0][shapes][:MOST_ALIKE]
+            for other in sides[1][shapes][:MOST_ALIKE]
         ),
         key=lambda row: (row[:4], row[4].numbers, row[5].numbers, row[4].names, row[5].names),
     )
@@ -124,9 +136,34 @@ def _alike(
     return pairs
 
 
+def _add_runs(ours: dict[Shapes, list[_Family]], theirs: dict[Shapes, list[_Family]]) -> None:
+    """Add parts of families that look like whole ones of the other side: without a first block."""
+    sides = (ours, [*theirs]), (theirs, [*ours])
+    for side, others in sides:
+        starts: dict[object, list[Shapes]] = defaultdict(list)
+        for shapes in others:
+            if len(shapes) >= SHORTEST:
+                starts[shapes[0]].append(shapes)
+        for shapes, families in list(side.items()):
+            for part, start in _runs(shapes, starts):
+                cut = slice(start, start + len(part))
+                side.setdefault(part, []).extend(replace(f, names=f.names[cut]) for f in families)
+
+
+def _runs(
+    shapes: Shapes, starts: Mapping[object, Sequence[Shapes]]
+) -> Iterator[tuple[Shapes, int]]:
+    """Shorter sequences with which another begins or ends, and where."""
+    for part in starts.get(shapes[0], ()):
+        if len(part) < len(shapes) and shapes[: len(part)] == part:
+            yield part, 0
+    for k in range(1, len(shapes)):
+        yield from ((part, k) for part in starts.get(shapes[k], ()) if shapes[k:] == part)
+
+
 def _by_shapes(specs: Mapping[str, TensorSpec]) -> dict[Shapes, list[_Family]]:
     """Every family, by what its tensors look like; one name may be in several."""
-    normed = {folder(name) for name in specs if _role(name, 1) in ("mean", "variance")}
+    normed = _normed(specs)
     skeletons: dict[tuple[str, ...], list[tuple[tuple[int, ...], str]]] = defaultdict(list)
     for name in specs:
         texts, found_numbers = _indexed(name)
@@ -146,7 +183,7 @@ def _by_shapes(specs: Mapping[str, TensorSpec]) -> dict[Shapes, list[_Family]]:
         for names, first in kept.items():
             place = tuple(PLACES[w] for w in words(names[0]) if w in PLACES)
             shapes = tuple(_looks(name, specs[name], folder(name) in normed) for name in names)
-            found[shapes].append(_Family("#".join(texts), names, first, place or (0,)))
+            found[shapes].append(_Family("#".join(texts), names, first, place or (MIDDLE,)))
     return found
 
 

@@ -440,6 +440,8 @@ SYNONYMS = {
         ("norm", "batchnorm", "bn", "batch_normalization", "layernorm", "layer_norm", "ln"),
         ("embedding", "embeddings", "embed", "wte", "word_embeddings"),
         ("downsample", "shortcut"),
+        ("recurrent", "hh"),
+        ("reverse", "backward"),
         ("layer", "layers", "block", "blocks"),
         ("query", "q"),
         ("key", "k"),
