@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, permutations, product
-from math import prod
+from math import log2, prod
 
 from converter.inference.match import Found, Match, folder, leaf, similarity, words
 from converter.language.groups import GROUPS
@@ -118,22 +118,33 @@ def _alike(
     _add_runs(*sides)
     scored = sorted(
         (
-            (-len(one.names), -similarity(one.text, other.text), one.place, other.place, one, other)
+            _order(one, other)
             for shapes in sides[0].keys() & sides[1].keys()
             for one in sides[0][shapes][:MOST_ALIKE]
             for other in sides[1][shapes][:MOST_ALIKE]
         ),
-        key=lambda row: (row[:4], row[4].numbers, row[5].numbers, row[4].names, row[5].names),
+        key=lambda row: row[0],
     )
     taken: set[str] = set()
     made: set[str] = set()
     pairs: list[tuple[str, str]] = []
-    for *_, one, other in scored:
+    for _, one, other in scored:
         if taken.isdisjoint(one.names) and made.isdisjoint(other.names):
             pairs += zip(one.names, other.names, strict=True)
             taken |= set(one.names)
             made |= set(other.names)
     return pairs
+
+
+def _order(one: _Family, other: _Family) -> tuple[tuple[object, ...], _Family, _Family]:
+    """How early a pair is taken: by its size, then what its words share, then by their places."""
+    ours, theirs = Counter(words(one.text)), Counter(words(other.text))
+    shared = (ours & theirs).total() / max(1, min(ours.total(), theirs.total()))
+    alike = -similarity(one.text, other.text)
+    places = one.place, other.place
+    firsts = one.numbers, other.numbers, one.names, other.names
+    size = round(2 * log2(len(one.names)))  # one more or less is no reason
+    return (-size, -shared, *places, alike, *firsts), one, other
 
 
 def _add_runs(ours: dict[Shapes, list[_Family]], theirs: dict[Shapes, list[_Family]]) -> None:
