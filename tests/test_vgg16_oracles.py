@@ -267,6 +267,7 @@ def pytorch_faster_rcnn_by_hand(values: Mapping[str, Any]) -> Iterator[tuple[str
 
 def test_every_shipped_vgg16_mapping_is_tried_backward():
     shipped = {path.stem for path in (oracles.ROOT / "mappings" / "vgg16").glob("*.yaml")}
+    shipped -= {"default-fasterrcnn"}  # in test_vision_oracles
     assert shipped == {name.removeprefix("vgg16/") for name in BACKWARD}
 
 

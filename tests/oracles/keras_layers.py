@@ -28,6 +28,10 @@ def cases(keras):
         "dense-keras-torch": (layer.Dense(5), (2, 4)),
         "dense-flatten-keras-torch": (flat, image),
         "batchnorm-keras-torch": (layer.BatchNormalization(epsilon=1e-3), image),
+        "batchnorm-noscale-keras-torch": (
+            layer.BatchNormalization(epsilon=1e-3, scale=False),
+            image,
+        ),
         "layernorm-keras-torch": (layer.LayerNormalization(epsilon=1e-3), (2, 6)),
         "groupnorm-keras-torch": (layer.GroupNormalization(2, epsilon=1e-3), image),
         "embedding-keras-torch": (layer.Embedding(11, 4), (2, 3)),

@@ -71,6 +71,7 @@ LAYERS = {
     "dense": lambda: nn.Linear(4, 5),
     "dense-flatten": lambda: nn.Sequential(nn.Flatten(), nn.Linear(288, 5)),
     "batchnorm": lambda: nn.BatchNorm2d(4, eps=1e-3),
+    "batchnorm-noscale": lambda: nn.BatchNorm2d(4, eps=1e-3),
     "layernorm": lambda: nn.LayerNorm(6, eps=1e-3),
     "groupnorm": lambda: nn.GroupNorm(2, 4, eps=1e-3),
     "embedding": lambda: nn.Embedding(11, 4),
