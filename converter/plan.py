@@ -24,7 +24,7 @@ from converter.language.names import Bindings, Selector, Template, TemplateError
 from converter.language.rules import REMARKS, Drop, Make, Place, Rule, Rules
 from converter.layout import Array, Computed, View
 from converter.ops.values import CastFloats
-from converter.tensors import Checkpoint, Tensor, TensorSpec, dtype_of
+from converter.tensors import Checkpoint, Tensor, TensorSpec, dtype_of, no_collections
 
 CONTRACT = "converter.contract"  # the metadata key under which an output carries its contract
 NEAR = 3  # names suggested for one that did not match
@@ -207,7 +207,8 @@ def plan(
     aliases: Mapping[str, Sequence[str]] | None = None,
 ) -> Plan:
     """Work out every step for these source tensors; problems are in the plan, never raised."""
-    return _Planner(rules, specs, aliases or {}).plan(metadata or {})
+    with no_collections():
+        return _Planner(rules, specs, aliases or {}).plan(metadata or {})
 
 
 Claim = TypeVar("Claim")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -238,3 +240,15 @@ class Checkpoint(Mapping[str, Tensor]):
 def from_arrays(arrays: Mapping[str, Any], **facts: Any) -> Checkpoint:
     """A checkpoint of arrays in memory; `facts` are `Checkpoint`'s other fields."""
     return Checkpoint({n: Tensor(View.of(np.asarray(a))) for n, a in arrays.items()}, **facts)
+
+
+@contextlib.contextmanager
+def no_collections() -> Iterator[None]:
+    """Spare what makes 100,000 tensors the garbage collector: it finds nothing, and takes time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -28,9 +28,10 @@ LONG = 200  # characters of metadata that people are shown; --format json has al
 def inspect(source: Path, match: tuple[str, ...], tree: bool, stats: bool, style: str) -> None:
     """List the tensors of SOURCE: name, dtype, shape, bytes; reads headers only."""
     from converter.formats import open_checkpoint
+    from converter.tensors import no_collections
 
     chosen = Request.selectors(match)
-    with open_checkpoint(source) as checkpoint:
+    with no_collections(), open_checkpoint(source) as checkpoint:
         names = [n for n in checkpoint if not chosen or any(fits(n) for fits in chosen)]
         rows = [describe(checkpoint, name, stats=stats) for name in names]
         if style == "json":

@@ -29,11 +29,9 @@ A global that merely stands somewhere as a value is a `Stub`, and harmless.
 from __future__ import annotations
 
 import codecs
-import contextlib
-import gc
 import struct
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
@@ -45,6 +43,7 @@ from converter.errors import (
     UnsafeContentError,
     UnsupportedError,
 )
+from converter.tensors import no_collections
 
 MAX_OPCODES = 10_000_000
 MAX_DEPTH = 1_000  # of marks inside marks
@@ -423,18 +422,6 @@ class Unpickler:
                 self._copies -= len(value)
         if self._copies < 0:
             raise self.limit("a few copies of itself")
-
-
-@contextlib.contextmanager
-def no_collections() -> Iterator[None]:
-    """Spare a large header the garbage collector: it finds nothing, and costs as much again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 Opcode = Callable[[Unpickler], Any]

@@ -37,7 +37,7 @@ from converter.errors import (
 from converter.files import File
 from converter.formats import Probe
 from converter.formats._names import name_problem, shown
-from converter.formats._pickle import Stub, StubObject, Unpickler, no_collections
+from converter.formats._pickle import Stub, StubObject, Unpickler
 from converter.formats._tf import Part, assembled
 from converter.formats._torch import (
     DTYPES,
@@ -50,7 +50,7 @@ from converter.formats._torch import (
 )
 from converter.formats.torch import open_archive
 from converter.layout import View
-from converter.tensors import Checkpoint, Tensor, TensorSpec
+from converter.tensors import Checkpoint, Tensor, TensorSpec, no_collections
 
 METADATA = ".metadata"
 MAX_METADATA = 256 << 20  # bytes

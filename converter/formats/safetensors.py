@@ -42,10 +42,9 @@ from converter.errors import (
 from converter.files import File, Region, StagedFile
 from converter.formats import Probe
 from converter.formats._names import name_problem, shown
-from converter.formats._pickle import no_collections
 from converter.formats._sink import FileSink
 from converter.layout import View
-from converter.tensors import Checkpoint, LazyTensors, TensorSpec, dtype_name
+from converter.tensors import Checkpoint, LazyTensors, TensorSpec, dtype_name, no_collections
 
 MAX_HEADER = 100_000_000  # bytes
 MAX_RANK = 32

@@ -24,11 +24,11 @@ from pathlib import Path
 from converter.errors import ConverterError, CorruptFileError, UnsupportedError, context
 from converter.files import File
 from converter.formats import Probe
-from converter.formats._pickle import Unpickler, no_collections
+from converter.formats._pickle import Unpickler
 from converter.formats._torch import TABLE, Place, Storages, Stored, checkpoint_of, stored
 from converter.formats._torch_write import METADATA, create, problem
 from converter.formats._zip import STORED, Member, members, read
-from converter.tensors import Checkpoint
+from converter.tensors import Checkpoint, no_collections
 
 __all__ = ["create", "open", "open_archive", "problem", "recognise"]
 
