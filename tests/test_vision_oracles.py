@@ -107,13 +107,18 @@ def averages(of: str, case: Case) -> Case:
 def inception(version: str, package: str, name: str, narrow: int = 1) -> Case:
     """For images of 299, as the auxiliary heads need them; channels divided by `narrow`."""
     classes = {"num_classes": CLASSES * narrow}
+    dense = version in ("v4", "resnet_v2")  # their last layer is no convolution
     third = version == "v3"
     extra = {"aux_logits": True} if third else {}
     return Case(
         f"inception_{version}/slim-{'torchvision' if third else 'timm'}",
         {
             "model": "inception",
-            "options": {"version": version, "classes": CLASSES * narrow},
+            "options": {
+                "version": version,
+                "classes": CLASSES * (1 if dense else narrow),
+                "aux": third,
+            },
             "sizes": [299],
             "narrow": narrow,
         },
@@ -174,6 +179,8 @@ QUICK = {
     "inception-v1": INCEPTION_V1,
     "inception-v1-odd": INCEPTION_V1._replace(match=(), of="inception-v1", image=223),
     "inception-v3": INCEPTION_V3,
+    "inception-v4": inception("v4", "timm", "inception_v4", 8),
+    "inception-resnet-v2": inception("resnet_v2", "timm", "inception_resnet_v2", 8),
     "inception-v3-timm": INCEPTION_V3._replace(
         target=INCEPTION_V3.target | {"model": "timm"}, of="inception-v3"
     ),
@@ -187,9 +194,7 @@ QUICK = {
 }
 FULL = {
     "inception-v3-full": inception("v3", "torchvision", "inception_v3"),
-    "inception-v4": inception("v4", "timm", "inception_v4", 8),
     "inception-v4-full": inception("v4", "timm", "inception_v4"),
-    "inception-resnet-v2": inception("resnet_v2", "timm", "inception_resnet_v2", 8),
     "inception-resnet-v2-full": inception("resnet_v2", "timm", "inception_resnet_v2"),
     **{f"resnet-v1-{depth}": resnet(depth, [224], (STRIDES, POOL)) for depth in (50, 101, 152)},
     **{f"resnet-v2-{depth}": resnet_v2(depth, [224]) for depth in (50, 101, 152)},

@@ -96,15 +96,15 @@ def resnet_scope() -> Any:
     return research("resnet_utils").resnet_arg_scope()
 
 
-def slim_inception(images: Any, version: str, classes: int = 1001) -> Outputs:
-    """`inception_v1` to `v4` and `inception_resnet_v2`; logits of the auxiliary head, if any."""
+def slim_inception(images: Any, version: str, classes: int = 1001, *, aux: bool = False) -> Outputs:
+    """`inception_v1` to `v4` and `inception_resnet_v2`; with `aux`, what the second head says."""
     known = hasattr(inception, f"inception_{version}")
     module = inception if known else research(f"inception_{version}")
     network = getattr(module, f"inception_{version}")
     scope = getattr(module, f"inception_{version}_arg_scope")
     with slim.arg_scope(scope()):
         logits, ends = network(images, num_classes=classes, is_training=False)
-    return {"logits": logits} | ({"aux": ends["AuxLogits"]} if "AuxLogits" in ends else {})
+    return {"logits": logits} | ({"aux": ends["AuxLogits"]} if aux else {})
 
 
 def slim_mobilenet(images: Any, version: int, classes: int = 1001) -> Outputs:
