@@ -146,7 +146,13 @@ WORDY = pytest.mark.xfail(
     raises=AssertionError,
     strict=True,
 )
-TOO_MANY = ("keras xception", "slim inception-v3", "slim inception-v3-timm")
+TOO_MANY = (
+    "keras xception",
+    "slim inception-v3",
+    "slim inception-v3-timm",
+    "slim inception-v4",
+    "slim inception-resnet-v2",
+)
 
 
 @pytest.mark.slow
