@@ -40,7 +40,6 @@ class Budget:
                     found=f"{limit >> 20} MiB",
                 )
             self._room = limit - OWN - self.workers * BASE
-            self._share = self._room // self.workers
         self._free = self._room or 0
         self._changed = threading.Condition()
 
@@ -48,22 +47,20 @@ class Budget:
     def granted(self, peak: int) -> Iterator[int | None]:
         """Wait for room; the bytes that a task with this estimated peak is to stay below, or None.
 
-        It gets what it can use, or what is free, but waits rather than get less than its share:
-        a large task is not cut small because another is about to end.
+        It waits until all that it can use is free: cut small, it would take longer than that.
         """
         if self._room is None:
             yield None
             return
         wanted = min(max(peak, LEAST) - BASE, self._room)
         with self._changed:
-            self._changed.wait_for(lambda: self._free >= min(wanted, self._share))
-            extra = min(wanted, self._free)
-            self._free -= extra
+            self._changed.wait_for(lambda: self._free >= wanted)
+            self._free -= wanted
         try:
-            yield BASE + extra
+            yield BASE + wanted
         finally:
             with self._changed:
-                self._free += extra
+                self._free += wanted
                 self._changed.notify_all()
 
 

@@ -42,7 +42,12 @@ if TYPE_CHECKING:
 @click.option("--overwrite", is_flag=True, help="Replace targets that were not made by this.")
 @click.option("--verify", is_flag=True, help="Compute every tensor again, and compare.")
 @click.option("--rehash", is_flag=True, help="Read every file again, whatever its times say.")
-@click.option("-j", "--jobs", type=click.IntRange(1, 256), help="Entries at once; default: cores.")
+@click.option(
+    "-j",
+    "--jobs",
+    type=click.IntRange(1, 256),
+    help="Entries at once, at most as many as cores; default: cores.",
+)
 @click.option("--max-memory", type=Bytes(), help="Of all processes together, e.g. 1GiB.")
 @click.option(
     "--reports",
@@ -97,7 +102,7 @@ def batch(  # noqa: PLR0913 - one parameter an option
         overwrite=overwrite,
         incomplete=lambda entry: unreported(entry, reports),
     )
-    budget = Budget(max_memory, jobs or cores())
+    budget = Budget(max_memory, min(jobs or cores(), cores()))
     if only_plan:
         outcomes = [told(outcome) for outcome in planned(run, max_memory)]
     else:

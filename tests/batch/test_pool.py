@@ -103,9 +103,24 @@ def test_one_alone_gets_what_it_can_use():
     budget = Budget(OWN + 2 * BASE + 500 * MIB, 2)
     with budget.granted(10 << 30) as memory:
         assert memory == BASE + 500 * MIB
-    with budget.granted(BASE + 100 * MIB) as first, budget.granted(10 << 30) as second:
-        assert first == BASE + 100 * MIB
-        assert second == BASE + 400 * MIB
+
+
+def test_a_task_waits_for_all_that_it_can_use():
+    budget = Budget(OWN + 2 * BASE + 500 * MIB, 2)
+    granted: list[int | None] = []
+
+    def large() -> None:
+        with budget.granted(10 << 30) as memory:
+            granted.append(memory)
+
+    with budget.granted(BASE + 100 * MIB) as first, budget.granted(BASE + 400 * MIB) as second:
+        assert (first, second) == (BASE + 100 * MIB, BASE + 400 * MIB)
+        waiting = threading.Thread(target=large)
+        waiting.start()
+        waiting.join(0.05)
+        assert not granted
+    waiting.join()
+    assert granted == [BASE + 500 * MIB]
 
 
 def test_little_memory_means_few_workers():
