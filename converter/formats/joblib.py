@@ -25,7 +25,6 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -41,6 +40,7 @@ from converter.errors import (
 from converter.files import BLOCK, File, Region
 from converter.formats import Probe
 from converter.formats._names import shown
+from converter.formats._nested import Nested
 from converter.formats._pickle import CONTAINERS, Stub, StubObject, Table, Unpickler
 from converter.formats._pickle_numpy import NUMPY, NumpyArray, NumpyDtype
 from converter.formats._typed_fields import PAGE, Found, Pages, size_of
@@ -51,9 +51,7 @@ FIRST = 1 << 20  # bytes that are inflated to recognise a file
 FREE_NBYTES = 128 << 20  # that any file may inflate to …
 MAX_RATIO = 100  # … and beyond, as a multiple of what it stores
 MAX_NAMES = 1_000_000
-MAX_NESTING = 200
 MAX_PLAIN = 8 << 30  # bytes of a value inside the pickle
-ONLY = "array"  # the name of an array that has none
 
 _WRAPPER = "joblib.numpy_pickle.NumpyArrayWrapper"
 _OLD = ("joblib.numpy_pickle.NDArrayWrapper", "joblib.numpy_pickle.ZNDArrayWrapper")
@@ -192,11 +190,17 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the contract of a format
         root = machine.load()
         if machine.position != source.size:
             raise CorruptFileError("the file goes on after its pickle", offset=machine.position)
-        walk = _Walk(min(MAX_NAMES, 1000 + source.size // 8))
-        walk.find(root, "", 0)
-        ties = tuple(tuple(names) for names in walk.names.values() if len(names) > 1)
+        found = Found()
+
+        def leaf(value: Any, name: str) -> bool:
+            view = _view(value)
+            found.add(name, view)
+            return isinstance(view, View)
+
+        nested = Nested(min(MAX_NAMES, 1000 + source.size // 8), _inside, leaf)
+        nested.find(root)
         close = stack.pop_all().close
-        return walk.found.checkpoint("joblib", path, close, ties=ties)
+        return found.checkpoint("joblib", path, close, ties=nested.ties)
 
 
 class _Lazy:
@@ -299,35 +303,6 @@ class _Machine(Unpickler):
 
 
 # ── names ────────────────────────────────────────────────────────────────────────────────────────
-
-
-@dataclass(slots=True)
-class _Walk:
-    """Finds the arrays in nested containers."""
-
-    most_names: int
-    found: Found = field(default_factory=Found)
-    names: dict[int, list[str]] = field(default_factory=dict)  # by id of an array
-
-    def find(self, value: Any, name: str, depth: int) -> None:
-        """Take a value in, under its name."""
-        if depth > MAX_NESTING:
-            raise LimitError(f"containers are nested more than {MAX_NESTING} deep")
-        self.most_names -= 1  # few bytes must not make many names, by way of shared containers
-        if self.most_names < 0:
-            raise LimitError("more entries than a file of this size can mean", tensor=shown(name))
-        inner = _inside(value)
-        if inner is None:
-            self._leaf(value, name or ONLY)
-        else:
-            for key, child in inner:
-                self.find(child, f"{name}/{key}" if name else key, depth + 1)
-
-    def _leaf(self, value: Any, name: str) -> None:
-        view = _view(value)
-        self.found.add(name, view)
-        if isinstance(view, View):
-            self.names.setdefault(id(value), []).append(name)
 
 
 def _inside(value: Any) -> list[tuple[str, Any]] | None:

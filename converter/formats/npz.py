@@ -47,6 +47,7 @@ from converter.errors import (
 from converter.files import BLOCK, Checksum, File, Publication, Region, StagedFile, crc32
 from converter.formats import Probe
 from converter.formats._names import name_problem, shown
+from converter.formats._nested import ONLY, Nested
 from converter.formats._pickle import CONTAINERS, StubObject, Table, Unpickler
 from converter.formats._pickle_numpy import NUMPY, NumpyArray
 from converter.formats._zip import (
@@ -65,7 +66,6 @@ MAX_HEADER = 1 << 16  # bytes
 MAX_PICKLE = 8 << 30  # bytes
 MAX_RANK = 32
 MAX_SIZE = 1 << 60  # elements
-MAX_NESTING = 200  # containers inside each other, on the way to an array
 MAX_NAMES = 2_000_000
 FREE_BYTES = 4 << 30  # bytes that any file may inflate to …
 SMALL = 64 << 20  # … and a single member; beyond that, MAX_RATIO times what is stored
@@ -384,8 +384,6 @@ def _inflated(file: File, member: Member) -> Iterator[bytes]:
 
 # ── a single .npy, and pickled containers ────────────────────────────────────────────────────────
 
-ONLY = "array"  # the name of an array that has none
-
 
 def _open_npy(file: File) -> Checkpoint:
     header = _parse(file.read(0, min(file.size, MAX_HEADER + 12)), 0)
@@ -434,52 +432,36 @@ def _open_pickle(file: File, header: _Header) -> Checkpoint:
     if not isinstance(root, _Objects) or root.elements is not None:
         raise CorruptFileError("the pickle is not that of an array of objects")
     single = header.shape == () and len(root.objects) == 1
-    walk = _Walk(min(MAX_NAMES, 1000 + nbytes // 8))
-    walk.find(root.objects[0] if single else root.objects, "", 0)
-    ties = [tuple(names) for names in walk.names.values() if len(names) > 1]
-    return Checkpoint(walk.tensors, unsupported=walk.unsupported, ties=tuple(ties))
+    tensors: dict[str, Tensor] = {}
+    unsupported: dict[str, str] = {}
 
-
-@dataclass(slots=True)
-class _Walk:
-    """Finds the arrays in nested containers."""
-
-    most_names: int
-    tensors: dict[str, Tensor] = field(default_factory=dict)
-    unsupported: dict[str, str] = field(default_factory=dict)
-    names: dict[int, list[str]] = field(default_factory=dict)  # by id of an array
-
-    def find(self, value: Any, name: str, depth: int) -> None:
-        """Take a value in, under its name."""
-        if depth > MAX_NESTING:
-            raise LimitError(f"containers are nested more than {MAX_NESTING} deep")
-        self.most_names -= 1  # few bytes must not make many names, by way of shared containers
-        if self.most_names < 0:
-            raise LimitError("more entries than a file of this size can mean", tensor=shown(name))
-        if isinstance(value, _Objects) and value.elements is None and value.objects:
-            value = value.objects
-        if isinstance(value, dict):
-            for key, child in value.items():
-                self.find(child, _joined(name, _key(key)), depth + 1)
-        elif isinstance(value, list | tuple):
-            for index, child in enumerate(value):
-                self.find(child, _joined(name, str(index)), depth + 1)
-        else:
-            self._leaf(value, name or ONLY)
-
-    def _leaf(self, value: Any, name: str) -> None:
+    def leaf(value: Any, name: str) -> bool:
         if trouble := name_problem(name):
             raise CorruptFileError(f"its name {trouble}", tensor=shown(name))
-        if name in self.tensors or name in self.unsupported:
+        if name in tensors or name in unsupported:
             raise UnsupportedError("two entries get this name", tensor=name)
         elements = value.elements if isinstance(value, NumpyArray) else None
         if elements is None:
             kind = value.text if isinstance(value, NumpyArray) else type(value).__name__
-            self.unsupported[name] = shown(f"{kind}, not an array of numbers")
+            unsupported[name] = shown(f"{kind}, not an array of numbers")
         else:
-            view = View.of(elements).astype(elements.dtype.newbyteorder("="))
-            self.tensors[name] = Tensor(view)
-            self.names.setdefault(id(value), []).append(name)
+            tensors[name] = Tensor(View.of(elements).astype(elements.dtype.newbyteorder("=")))
+        return elements is not None
+
+    nested = Nested(min(MAX_NAMES, 1000 + nbytes // 8), _inside, leaf)
+    nested.find(root.objects[0] if single else root.objects)
+    return Checkpoint(tensors, unsupported=unsupported, ties=nested.ties)
+
+
+def _inside(value: Any) -> Iterator[tuple[str, Any]] | None:
+    """What is in a container, None when it is none."""
+    if isinstance(value, _Objects) and value.elements is None and value.objects:
+        value = value.objects
+    if isinstance(value, dict):
+        return ((_key(key), child) for key, child in value.items())
+    if isinstance(value, list | tuple):
+        return ((str(index), child) for index, child in enumerate(value))
+    return None
 
 
 def _key(key: Any) -> str:
@@ -489,10 +471,6 @@ def _key(key: Any) -> str:
     if not isinstance(key, str | int):
         raise UnsupportedError(f"a dictionary with keys of type {type(key).__name__}")
     return str(key)
-
-
-def _joined(name: str, part: str) -> str:
-    return f"{name}/{part}" if name else part
 
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────
