@@ -205,11 +205,6 @@ class _Work(NamedTuple):
     box: Box | None
     ahead: _Ahead | None = None
 
-    @property
-    def loads(self) -> bool:
-        """Is nothing handed out yet?"""
-        return self.ahead is not None and self.box is None
-
 
 class _Piece(NamedTuple):
     """What was read: so many elements, and the array unless they are where they belong."""
@@ -268,8 +263,10 @@ class _Readers:
         largest = max((tensor.spec.nbytes for _, tensor, _ in tensors), default=0)
         self._nbytes = max(16, min(room.window // BUFFERS, largest))
         self._room = room
-        late = [each for each in tensors if self._is_late(each[1].view)]
-        soon = [each for each in tensors if not self._is_late(each[1].view)]
+        late: list[_Tensor] = []
+        soon: list[_Tensor] = []
+        for each in tensors:
+            (late if self._is_late(each[1].view) else soon).append(each)
         self.order = [name for name, *_ in (*soon, *late)]
         self._work = self._pieces(soon, late)
         self._turn = threading.Lock()
@@ -354,12 +351,13 @@ class _Readers:
                 work = next(self._work, None)
                 if work is None:
                     break
-                if not work.loads:
+                loads = work.ahead if work.box is None else None
+                if not loads:
                     self._ahead.put(promise)
-            if work.ahead and work.loads:
+            if loads:
                 self._free.put(buffer)  # which others can use meanwhile
                 with contextlib.suppress(Exception):  # the pieces will say what is wrong
-                    work.ahead.load()
+                    loads.load()
                 continue
             try:
                 with context(tensor=work.name):
