@@ -14,7 +14,6 @@ import atexit
 import functools
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from tests.oracles import QUIET, ROOT, missing
+from tests.oracles import Child, missing
 
 
 def pack(array):
@@ -55,31 +54,11 @@ def tensorflow() -> Oracle:
     return oracle
 
 
-class Oracle:
+class Oracle(Child):
     """TensorFlow in a process of its own. Failures come as `RuntimeError`."""
 
     def __init__(self):
-        command = [sys.executable, "-m", "tests.formats.tf_oracle"]
-        self._process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ | QUIET,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-
-    def close(self):
-        self._process.communicate()
-
-    def _call(self, **request: Any):
-        self._process.stdin.write(json.dumps(request, default=str) + "\n")
-        self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
-        if isinstance(answer, dict) and "error" in answer:
-            raise RuntimeError(answer["error"])
-        return answer
+        super().__init__("formats.tf_oracle")
 
     def save(self, version: int, path: Path, tensors: Mapping[str, Any]) -> None:
         """Save whole tensors."""
@@ -88,20 +67,20 @@ class Oracle:
     def save_slices(self, version: int, path: Path, slices: Sequence[tuple[str, str, Any]]) -> None:
         """Save (name, "full shape, then extents" as TensorFlow writes them, values)."""
         packed = [(name, where, pack(array)) for name, where, array in slices]
-        self._call(call="save", version=version, path=path, slices=packed)
+        self.ask(call="save", version=version, path=path, slices=packed)
 
     def merge(self, parts: Sequence[Path], target: Path) -> None:
         """Make one V2 checkpoint of several, each a shard of it."""
-        self._call(call="merge", parts=list(parts), target=target)
+        self.ask(call="merge", parts=list(parts), target=target)
 
     def read(self, version: int, path: Path, dtypes: Mapping[str, str]) -> dict[str, Any]:
         """The values of tensors, restored as dtypes of these names."""
-        packed = self._call(call="read", version=version, path=path, dtypes=dict(dtypes))
+        packed = self.ask(call="read", version=version, path=path, dtypes=dict(dtypes))
         return {name: unpack(array) for name, array in packed.items()}
 
     def inventory(self, path: Path) -> dict[str, tuple[str, list[int]]]:
         """(dtype name, shape) of every tensor, by TensorFlow's reader of checkpoints."""
-        return {name: tuple(spec) for name, spec in self._call(call="inventory", path=path).items()}
+        return {name: tuple(spec) for name, spec in self.ask(call="inventory", path=path).items()}
 
 
 # ── the side of TensorFlow ───────────────────────────────────────────────────────────────────────

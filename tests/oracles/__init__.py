@@ -45,6 +45,32 @@ def run(module: str, *arguments: object) -> None:
         raise RuntimeError(f"{module} exited with {done.returncode}\n{done.stdout}{done.stderr}")
 
 
+class Child:
+    """An oracle that goes on: JSON lines in and out. Failures come as `RuntimeError`."""
+
+    def __init__(self, module: str, *arguments: object) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", f"tests.{module}", *map(str, arguments)],
+            cwd=ROOT,
+            env=os.environ | QUIET,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def close(self) -> None:
+        self._process.communicate()
+
+    def ask(self, **request: Any) -> Any:
+        self._process.stdin.write(json.dumps(request, default=str) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        if isinstance(answer, dict) and "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer
+
+
 def digest(array: NDArray[Any]) -> str:
     """dtype, shape and SHA-256 of the C-order bytes: equal texts mean equal to the bit."""
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)

@@ -13,14 +13,13 @@ import atexit
 import functools
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.oracles import QUIET, ROOT, missing
+from tests.oracles import Child, missing
 
 
 @functools.cache
@@ -34,30 +33,14 @@ def keras(version: int) -> Keras:
     return found
 
 
-class Keras:
+class Keras(Child):
     """A Keras in a process of its own. Failures come as `RuntimeError`."""
 
     def __init__(self, version):
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.oracles.tf_objects", str(version)],
-            cwd=ROOT,
-            env=os.environ | QUIET,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-
-    def close(self):
-        self._process.communicate()
+        super().__init__("oracles.tf_objects", version)
 
     def _call(self, name, kind, path):
-        request = {"call": name, "kind": kind, "path": str(path)}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
-        if "error" in answer:
-            raise RuntimeError(answer["error"])
+        self.ask(call=name, kind=kind, path=path)
 
     def save(self, kind: str, path: Path):
         """Save a model that has trained for a step; what its variables hold, by their names."""
