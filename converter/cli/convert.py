@@ -152,13 +152,10 @@ def recorder(checkpoint: Checkpoint) -> Callable[[Sequence[Plan], Sequence[Path]
 
 def origin(record: dict[str, Any], checkpoint: Checkpoint, plans: Sequence[Plan]) -> str:
     """What the target's values follow from: the source's files as they are, mappings, options."""
+    from converter.batch.quick import stamp_of
     from converter.report import mapping
 
-    facts = [(path, path.stat()) for path in checkpoint.files]
-    stamps = [
-        (str(path.resolve()), s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
-        for path, s in facts
-    ]
+    stamps = [(str(path.resolve()), *stamp_of(path)) for path in checkpoint.files]
     told = record["source"], record["options"], [mapping(plan.rules)["sha256"] for plan in plans]
     return json_text([stamps, *told])
 

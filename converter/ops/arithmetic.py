@@ -12,7 +12,7 @@ from pydantic import Field, field_validator, model_validator
 from converter.errors import OpError
 from converter.layout import Array, Elementwise, View, concatenate
 from converter.ops.arrange import axes_of
-from converter.ops.axes import parse_marked
+from converter.ops.axes import one_axis
 from converter.ops.base import Exactness, UnaryOp
 from converter.ops.blocks import scalar
 from converter.ops.values import integers
@@ -103,12 +103,7 @@ class Add(UnaryOp):
     def _short(cls, value: Any) -> Any:
         return {"value": value} if isinstance(value, int | float) else value
 
-    @field_validator("axis")
-    @classmethod
-    def _one_axis(cls, value: Any) -> Any:
-        if isinstance(value, str) and len(parse_marked(value).marks) != 1:
-            raise ValueError("exactly one axis is marked")
-        return value
+    _one_axis = field_validator("axis")(one_axis)
 
     @model_validator(mode="after")
     def _together(self) -> Self:

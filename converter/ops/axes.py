@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from converter.errors import OpError
 from converter.ops.base import join
@@ -234,3 +234,10 @@ def parse_marked(text: str) -> Marked:
     if inside or not marks:
         raise NotationError("mark the axis that is meant with brackets, as in `h w [i] o`")
     return Marked(tuple(axes), tuple(marks))
+
+
+def one_axis(axis: Any) -> Any:
+    """An axis as a file gives it; ValueError when a pattern marks more than one."""
+    if isinstance(axis, str) and len(parse_marked(axis).marks) != 1:
+        raise ValueError("exactly one axis is marked")
+    return axis

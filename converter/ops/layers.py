@@ -13,7 +13,7 @@ from pydantic import Field, field_validator
 from converter.errors import IrreversibleError, OpError
 from converter.layout import Array, Computed, View
 from converter.ops.arrange import axes_of
-from converter.ops.axes import parse_marked
+from converter.ops.axes import one_axis
 from converter.ops.base import Exactness, Op, join
 from converter.ops.pieces import AxisOp, same
 from converter.ops.values import integers
@@ -148,12 +148,7 @@ class Dequantise(_Joining):
 
     axis: str | int | None = Field(default=None, description="the axis that each scale is for")
 
-    @field_validator("axis")
-    @classmethod
-    def _one_axis(cls, value: Any) -> Any:
-        if isinstance(value, str) and len(parse_marked(value).marks) != 1:
-            raise ValueError("exactly one axis is marked")
-        return value
+    _one_axis = field_validator("axis")(one_axis)
 
     def apply(self, views: Sequence[View], pieces: int) -> list[View]:
         if len(views) not in (2, 3):

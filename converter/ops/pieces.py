@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from converter.errors import IrreversibleError, OpError
 from converter.layout import View, concatenate
 from converter.ops.arrange import axes_of
-from converter.ops.axes import parse_marked
+from converter.ops.axes import one_axis
 from converter.ops.base import Exactness, Op, UnaryOp, join, only_one
 
 
@@ -25,12 +25,7 @@ class AxisOp(Op):
     def _short(cls, value: Any) -> Any:
         return value if isinstance(value, dict) else {"axis": value}
 
-    @field_validator("axis")
-    @classmethod
-    def _one(cls, value: Any) -> Any:
-        if isinstance(value, str) and len(parse_marked(value).marks) != 1:
-            raise ValueError("exactly one axis is marked")
-        return value
+    _one = field_validator("axis")(one_axis)
 
     def position(self, view: View) -> int:
         """The axis' position in a view."""
