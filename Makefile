@@ -58,7 +58,7 @@ $(RUN): pyproject.toml constraints.txt
 	@echo "installing into .venv (no framework)"
 	@$(PYTHON) -m venv .venv
 	@.venv/bin/python $(PIP) pip
-	@.venv/bin/python $(PIP) --editable .
+	@.venv/bin/python $(PIP) --editable '.[fast]'
 	@touch $@
 
 # tf-keras would bring a second, larger TensorFlow, torchvision is used without its compiled part, and
@@ -69,7 +69,7 @@ $(TEST): pyproject.toml constraints.txt tests/legacy.txt
 	@echo "installing into .venv-test (with TensorFlow and PyTorch; minutes)"
 	@$(PYTHON) -m venv .venv-test
 	@.venv-test/bin/python $(PIP) pip
-	@.venv-test/bin/python $(PIP) --editable . --group lint --group test --group oracles pillow
+	@.venv-test/bin/python $(PIP) --editable '.[fast]' --group lint --group test --group oracles pillow
 	@.venv-test/bin/python -m pip install -qq --no-deps --upgrade --target .venv-test/legacy -r tests/legacy.txt
 	@.venv-test/bin/python $(PIP) --no-deps tf-keras torchvision timm \
 		deeplabcut tf-models-research-object-detection

@@ -20,7 +20,6 @@ import re
 import stat
 import threading
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +40,11 @@ from converter.errors import (
     TargetError,
     TargetExistsError,
 )
+
+try:
+    from isal.isal_zlib import crc32 as _crc32  # the extra `fast`: ten times as fast
+except ImportError:
+    from zlib import crc32 as _crc32
 
 Array = NDArray[Any]
 BLOCK = 1 << 18  # bytes; a buffer of this size, reused, stays in the L2 cache
@@ -228,7 +232,7 @@ def crc32c(data: Array | bytes, crc: int = 0) -> int:
 
 def crc32(data: Array | bytes, crc: int = 0) -> int:
     """CRC-32 (zip's polynomial) of bytes, continued from `crc`."""
-    return zlib.crc32(data if isinstance(data, bytes) else _bytes_of(data).data, crc)
+    return _crc32(data if isinstance(data, bytes) else _bytes_of(data).data, crc)
 
 
 Crc = Callable[[Array | bytes, int], int]

@@ -254,6 +254,17 @@ def test_checksums_of_any_dtype() -> None:
     assert files.crc32c(array[50:], files.crc32c(array[:50])) == files.crc32c(array.tobytes())
 
 
+def test_checksums_are_the_same_without_the_extra_that_makes_them_fast() -> None:
+    script = """
+import sys
+sys.modules["isal"] = None
+from converter.files import crc32
+print(crc32(b"6789", crc32(b"12345")) == 0xCBF43926, crc32.__globals__["_crc32"].__module__)
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert found.stdout.split() == [b"True", b"zlib"]
+
+
 # ── a checkpoint to publish ──────────────────────────────────────────────────────────────────
 #
 # Data files hold a tag; the marker lists their names and checksums.

@@ -18,7 +18,6 @@ the end) the archive is refused.
 from __future__ import annotations
 
 import struct
-import threading
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -34,7 +33,6 @@ from converter.files import Checksum, File, StagedFile, crc32
 MAX_MEMBERS = 300_000  # a checkpoint may have a hundred thousand tensors
 MAX_DIRECTORY = 100_000_000  # bytes, as safetensors bounds its header
 MAX_INFLATED = 64 << 20  # bytes of one compressed member
-WORTH_A_THREAD = 1 << 20  # bytes of a chunk that is checksummed while it is written
 MAX_RATIO = 1000  # of a compressed member's size to its stored size
 ALIGNMENT = 64  # bytes; what a reader that maps the file expects of tensor data
 
@@ -409,10 +407,9 @@ class ZipWriter:
         crc = done = 0
         for chunk in chunks:
             data = raw(chunk)
-            if placed:
-                crc = crc32(data, crc)
-            elif done + data.nbytes <= slot.nbytes:
-                crc = self._write(slot.offset + done, data, crc)
+            crc = crc32(data, crc)
+            if not placed and done + data.nbytes <= slot.nbytes:
+                self._staged.write(slot.offset + done, data)
             done += data.nbytes
         if done != slot.nbytes:
             raise TargetError(
@@ -423,20 +420,6 @@ class ZipWriter:
             )
         self._staged.write(slot.header, self._local(slot, crc))
         self.crcs[name] = crc
-
-    def _write(self, offset: int, data: NDArray[np.uint8], crc: int) -> int:
-        """Write a chunk, and checksum it on another core meanwhile: each takes as long."""
-        if data.nbytes < WORTH_A_THREAD:
-            self._staged.write(offset, data)
-            return crc32(data, crc)
-        found: list[int] = []
-        other = threading.Thread(target=lambda: found.append(crc32(data, crc)))
-        other.start()
-        try:
-            self._staged.write(offset, data)
-        finally:
-            other.join()
-        return found[0]
 
     def finish(self) -> None:
         """Write the central directory; `TargetError` when a member was never written."""
