@@ -24,6 +24,7 @@ import numpy as np
 from converter.compare import Difference
 from converter.digests import of_tensor
 from converter.errors import SourceError, UnsupportedError
+from converter.formats import open_checkpoint
 from converter.layout import Array, View
 from converter.tensors import Checkpoint, Tensor, dtype_name
 
@@ -37,7 +38,7 @@ PACKAGES = {  # framework → package that is asked, and extra that installs it
 Witness = dict[str, dict[str, Any]]  # name → dtype, shape, digest
 
 
-def load_with(framework: str, path: Path, checkpoint: Checkpoint) -> list[Difference]:
+def load_with(framework: str, path: Path) -> list[Difference]:
     """What the framework finds in a file, compared with what we find there.
 
     Raises `UnsupportedError` when the framework is not installed, `SourceError` when it refuses.
@@ -54,7 +55,8 @@ def load_with(framework: str, path: Path, checkpoint: Checkpoint) -> list[Differ
             )
         raise SourceError(f"{framework} cannot load it: {last}", path=path)
     witness: Witness = json.loads(child.stdout.splitlines()[-1])
-    return list(_compare(checkpoint, witness, framework))
+    with open_checkpoint(path) as checkpoint:
+        return list(_compare(checkpoint, witness, framework))
 
 
 def _compare(checkpoint: Checkpoint, witness: Witness, framework: str) -> Iterator[Difference]:
@@ -112,8 +114,6 @@ def _torch(path: Path) -> Witness:
 
 def _tensorflow(path: Path) -> Witness:
     import tensorflow as tf
-
-    from converter.formats import open_checkpoint
 
     with open_checkpoint(path) as checkpoint:
         prefix = checkpoint.path or path

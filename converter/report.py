@@ -72,6 +72,10 @@ class Files:
         """The files of these paths, now."""
         return cls({path: Stamp.of(path) for path in paths})
 
+    def also(self, paths: Iterable[Path]) -> Files:
+        """These files, and others as they are now."""
+        return Files({**self.stamps, **Files.of(p for p in paths if p not in self.stamps).stamps})
+
     def listed(self) -> list[Record]:
         """Name and size of each; nothing is read."""
         return [
@@ -255,15 +259,18 @@ def planned(plans: Sequence[Plan]) -> Record:
     }
 
 
-def converted(source: Files, plans: Sequence[Plan], files: Sequence[Path]) -> Record:
+def converted(
+    source: Files, plans: Sequence[Plan], files: Sequence[Path], keys: Mapping[str, str]
+) -> Record:
     """What a conversion was, beside `planned`: digests of inputs, outputs and each tensor.
 
+    `keys` are what tensors are called in the target, where that is not what the plan calls them.
     `files` are those that were written, the last of which leads to the others.  The target is read
     again: what is digested is what stands there.  Raises `SourceError`.
     """
     outputs = Files.of(reversed(files)).digested()
     with open_checkpoint(files[-1]) as target:
-        rows = lineage(plans)
+        rows = [row | {"name": keys.get(row["name"], row["name"])} for row in lineage(plans)]
         found = in_parallel([_tensor_digest(target, row["name"]) for row in rows])
     return {
         "inputs": source.digested(),

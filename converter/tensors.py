@@ -7,7 +7,7 @@ import gc
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, Self
@@ -174,7 +174,7 @@ class Checkpoint(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.tensors)
 
-    @property
+    @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
         """Every name with its spec."""
         if isinstance(self.tensors, LazyTensors):
@@ -235,6 +235,18 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+class Templated(NamedTuple):
+    """A checkpoint in the form of a template, whose files are its files.
+
+    `keys` are the names of the source with those that their tensors have now; what is `kept` is
+    still the template's.
+    """
+
+    checkpoint: Checkpoint
+    keys: Mapping[str, str] = MappingProxyType({})
+    kept: tuple[str, ...] = ()
 
 
 def from_arrays(arrays: Mapping[str, Any], **facts: Any) -> Checkpoint:

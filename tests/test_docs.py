@@ -82,6 +82,9 @@ def prepared(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     checkpoints.write(folder / "vgg_16.ckpt", checkpoints.slim(), "tf-v1")
     checkpoints.write(folder / "trained.ckpt", checkpoints.trained())
+    layer = {"kernel": np.ones((2, 3), "f4"), "bias": np.ones(3, "f4")}
+    objects = {f"dense/{name}/.ATTRIBUTES/VARIABLE_VALUE": each for name, each in layer.items()}
+    checkpoints.write(folder / "objects.ckpt", objects)
     (folder / "typo.yaml").write_text(
         "mapping: 1\nrules:\n  - source: a\n    target: b\n    ops:\n      - transpoze: [1, 0]\n"
     )

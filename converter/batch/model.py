@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -55,6 +55,9 @@ Scalar = str | int | float | bool
 class OptionsModel(_Model):
     """How an entry is converted: what the options of `converter convert` say."""
 
+    names: Literal["key", "full_name", "object"] | None = Field(
+        default=None, description="what tensors of the source are called, of several names"
+    )
     reverse: bool = Field(default=False, description="go the way back")
     source_scope: str = Field(default="", description="prefix of source names")
     target_scope: str = Field(default="", description="prefix of target names")
@@ -67,6 +70,9 @@ class OptionsModel(_Model):
         default=None, description="cast floating-point numbers to it, such as float16"
     )
     to: Text | None = Field(default=None, description="the target's format; default: its suffix")
+    template: Text | None = Field(
+        default=None, description="a TensorFlow 2 checkpoint whose objects the target has"
+    )
     shard_size: Annotated[int | str, AfterValidator(_nbytes)] | None = Field(
         default=None, description="cut the target into files of at most this size, as 5GB"
     )

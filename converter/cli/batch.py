@@ -206,7 +206,7 @@ def planned(run: Run, max_memory: int | None) -> Iterator[Outcome]:
             outcome, why = (None, f"needs '{needed[0]}'") if needed else run.begin(entry)
             if outcome is None:
                 try:
-                    facts = judge(entry, made, stack, max_memory)
+                    facts = judge(entry, made, stack, run.manifest.folder, max_memory)
                     run.check_target(entry)
                 except Exception as error:  # noqa: BLE001 - said of the entry; the others go on
                     wrong = tuple(finding(entry, each) for each in failures(error))
@@ -217,21 +217,29 @@ def planned(run: Run, max_memory: int | None) -> Iterator[Outcome]:
 
 
 def judge(
-    entry: Entry, made: dict[Path, Checkpoint], stack: ExitStack, max_memory: int | None
+    entry: Entry,
+    made: dict[Path, Checkpoint],
+    stack: ExitStack,
+    folder: Path,
+    max_memory: int | None,
 ) -> dict[str, Any]:
     """What an entry would make, which is then in `made`; raises what is wrong with it."""
     from converter.cli.worker import prepared
     from converter.engine import peak_memory
     from converter.formats import open_checkpoint
 
-    source = made.get(entry.source)
+    names, template = entry.options.names, entry.options.template
+    source = None if names else made.get(entry.source)
     if source is None:
-        source = stack.enter_context(open_checkpoint(entry.opens))
+        source = stack.enter_context(open_checkpoint(entry.opens, names=names))
     elif entry.part:
         source = source.under(entry.part)
     options = entry.options.model_dump(exclude_defaults=True)
+    if template:
+        options["template"] = folder / template
     asked = {"target": entry.target, "mappings": entry.mappings, "options": options}
-    name, mapped, _ = prepared(asked, source)
+    name, filled, _ = prepared(asked, source)
+    mapped = stack.enter_context(filled.checkpoint)
     made |= {Path(f"{entry.target}{end}"): mapped for end in ("", ".index", ".index.json")}
     specs = mapped.specs
     return {

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.options import SOURCE, Bytes, FormatName, Request, mapping_options
+from converter.cli.options import (
+    SOURCE,
+    Bytes,
+    FormatName,
+    Request,
+    check_template,
+    mapping_options,
+    template_option,
+    templated,
+)
 from converter.cli.output import (
     Progress,
     count,
@@ -26,7 +34,9 @@ from converter.cli.record import recorded, report_option
 
 if TYPE_CHECKING:
     from converter.plan import Plan
-    from converter.tensors import Checkpoint
+    from converter.tensors import Checkpoint, Templated
+
+SHOWN = 3  # tensors that are still a template's; the report has all
 
 
 @click.command()
@@ -47,6 +57,7 @@ if TYPE_CHECKING:
     is_flag=True,
     help="Keep finished shards when this run is stopped, and take over those that one before kept.",
 )
+@template_option
 @report_option
 @format_option
 def convert(  # noqa: PLR0913 - one parameter an option
@@ -57,6 +68,7 @@ def convert(  # noqa: PLR0913 - one parameter an option
     max_memory: int | None,
     shard_nbytes: int | None,
     resume: bool,
+    template: Path | None,
     reports: Sequence[Path],
     style: str,
     **options: Any,
@@ -64,21 +76,26 @@ def convert(  # noqa: PLR0913 - one parameter an option
     """Convert SOURCE to TARGET through a mapping; without one, only the format changes."""
     from converter.engine import peak_memory, save
     from converter.errors import MappingError
-    from converter.formats import open_checkpoint
 
     name = to or format_of(target)
+    check_template(template, name)
     if resume and not shard_nbytes and name != "sharded":
         raise click.UsageError("--resume is for a target of several files: with --shard-size")
     request = Request(**options)
     started = time.monotonic()
-    told = {"to": name, "shard_size": shard_nbytes}
+    told = {"to": name, "shard_size": shard_nbytes, "template": template and str(template)}
     record: dict[str, Any] = {
         "command": "convert",
         "source": str(source),
         "target": str(target),
         "options": request.given() | {key: value for key, value in told.items() if value},
     }
-    with said(record, style), recorded(record, reports), open_checkpoint(source) as checkpoint:
+    with (
+        said(record, style),
+        recorded(record, reports),
+        request.open(source) as checkpoint,
+        ExitStack() as opened,
+    ):
         finished = recorder(checkpoint) if reports else None
         told_all = reports or style == "json"
         mapped: Checkpoint = checkpoint
@@ -91,13 +108,15 @@ def convert(  # noqa: PLR0913 - one parameter an option
         for plan in plans:
             plan.check()
         doubtful = unproved(plans)
-        problems = unrepresentable(mapped.specs, name)
+        filled = templated(mapped, template)
+        filling = opened.enter_context(filled.checkpoint)
+        problems = unrepresentable(filling.specs, name)
         if problems:
             raise MappingError(problems)
-        progress = Progress("converting", mapped.nbytes)
+        progress = Progress("converting", filling.nbytes)
         try:
             saved = save(
-                mapped,
+                filling,
                 target,
                 format=name,
                 overwrite=overwrite,
@@ -109,7 +128,7 @@ def convert(  # noqa: PLR0913 - one parameter an option
         finally:
             progress.close()
         if finished:
-            record |= finished(plans, saved.files)
+            record |= finished(plans, filled, saved.files)
         record |= {
             "status": "converted",
             "format": saved.format,
@@ -117,16 +136,26 @@ def convert(  # noqa: PLR0913 - one parameter an option
             "tensors": saved.tensors,
             "nbytes": saved.nbytes,
             "resumed": saved.resumed,
+            "kept": list(filled.kept),
             "seconds": round(time.monotonic() - started, 3),
         }
-    for entry, reason in checkpoint.unsupported.items():
-        hint(f"not a tensor, not converted: {entry}: {reason}")
+    say_left(checkpoint, filled)
     hint(
         f"wrote {target}: {count(saved.tensors, 'tensor')}, {size(saved.nbytes)}, "
         f"{record['seconds']:.2f} s"
         + (f"; {saved.resumed} of them from a run that was stopped" if saved.resumed else "")
         + (f"; nothing confirms the layout of {doubtful}: `converter verify`" if doubtful else "")
     )
+
+
+def say_left(checkpoint: Checkpoint, filled: Templated) -> None:
+    """What of the source was not converted, and what of a template was not replaced."""
+    for entry, reason in checkpoint.unsupported.items():
+        hint(f"not a tensor, not converted: {entry}: {reason}")
+    if filled.kept:
+        more = ", …" if filled.kept[SHOWN:] else ""
+        names = ", ".join(filled.kept[:SHOWN])
+        hint(f"still as in the template: {count(len(filled.kept), 'tensor')}: {names}{more}")
 
 
 def unproved(plans: Sequence[Plan]) -> int:
@@ -143,11 +172,18 @@ def unproved(plans: Sequence[Plan]) -> int:
     )
 
 
-def recorder(checkpoint: Checkpoint) -> Callable[[Sequence[Plan], Sequence[Path]], dict[str, Any]]:
+def recorder(
+    checkpoint: Checkpoint,
+) -> Callable[[Sequence[Plan], Templated, Sequence[Path]], dict[str, Any]]:
     """What makes the record of a conversion that begins now, when it is done."""
     from converter.report import Files, converted
 
-    return partial(converted, Files.of(checkpoint.files))
+    inputs = Files.of(checkpoint.files)
+
+    def finished(plans: Sequence[Plan], filled: Templated, files: Sequence[Path]) -> dict[str, Any]:
+        return converted(inputs.also(filled.checkpoint.files), plans, files, filled.keys)
+
+    return finished
 
 
 def origin(record: dict[str, Any], checkpoint: Checkpoint, plans: Sequence[Plan]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from converter.cli.differences import as_json, print_differences, ranked
-from converter.cli.options import SOURCE, Request, mapping_options
+from converter.cli.options import SOURCE, Request, mapping_options, target_names_option
 from converter.cli.output import Progress, count, format_option, hint, say_json, size
 from converter.cli.record import digested, recorded, report_option
 
@@ -18,6 +18,7 @@ from converter.cli.record import digested, recorded, report_option
 @click.argument("first", type=SOURCE, metavar="A")
 @click.argument("second", type=SOURCE, metavar="B")
 @mapping_options
+@target_names_option
 @click.option("--rtol", type=click.FloatRange(min=0), default=0.0, help="Relative tolerance.")
 @click.option("--atol", type=click.FloatRange(min=0), default=0.0, help="Absolute tolerance.")
 @click.option(
@@ -31,6 +32,7 @@ from converter.cli.record import digested, recorded, report_option
 def diff(  # noqa: PLR0913 - one parameter an option
     first: Path,
     second: Path,
+    target_names: str | None,
     rtol: float,
     atol: float,
     explain: bool,
@@ -48,16 +50,17 @@ def diff(  # noqa: PLR0913 - one parameter an option
     from converter.symmetry import explained
 
     request = Request(**options)
+    asked = {"target_names": target_names, "rtol": rtol, "atol": atol}
     record: dict[str, Any] = {
         "command": "diff",
         "source": str(first),
         "target": str(second),
-        "options": request.given() | {k: v for k, v in (("rtol", rtol), ("atol", atol)) if v},
+        "options": request.given() | {key: value for key, value in asked.items() if value},
     }
     with (
         recorded(record, reports),
-        open_checkpoint(first) as a,
-        open_checkpoint(second) as b,
+        request.open(first) as a,
+        open_checkpoint(second, names=target_names) as b,
         digested(record, reports, a, b),
     ):
         # without a mapping there is nothing to plan, and what plans is slow to import

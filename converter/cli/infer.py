@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from converter.cli.options import SOURCE
+from converter.cli.options import SOURCE, names_option, target_names_option
 from converter.cli.output import count, format_option, hint, say, say_json
 
 if TYPE_CHECKING:
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("first", type=SOURCE, metavar="A")
 @click.argument("second", type=SOURCE, metavar="B")
+@names_option
+@target_names_option
 @click.option(
     "-o",
     "--output",
@@ -27,7 +29,15 @@ if TYPE_CHECKING:
 )
 @click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 @format_option
-def infer(first: Path, second: Path, output: Path | None, overwrite: bool, style: str) -> int:
+def infer(  # noqa: PLR0913 - one parameter an option
+    first: Path,
+    second: Path,
+    names: str | None,
+    target_names: str | None,
+    output: Path | None,
+    overwrite: bool,
+    style: str,
+) -> int:
     """Find the mapping from A to B by their values, and prove it.
 
     One of them may be a listing of names and shapes (`converter inspect --format json`, in a
@@ -38,7 +48,7 @@ def infer(first: Path, second: Path, output: Path | None, overwrite: bool, style
 
     if output and output.exists() and not overwrite:
         raise TargetExistsError("exists already", path=output, hint="--overwrite")
-    found = search(opened(first), opened(second))
+    found = search(opened(first, names), opened(second, target_names))
     if output:
         write(output, found.to_yaml())
     if style == "json":
@@ -67,14 +77,14 @@ def verdict(found: Inferred) -> str:
     return f"{rules}; they make the target, bit for bit" if found.exact else f"{rules}; not exact"
 
 
-def opened(path: Path) -> Checkpoint | dict[str, TensorSpec]:
+def opened(path: Path, names: str | None) -> Checkpoint | dict[str, TensorSpec]:
     """A checkpoint, or the specs of a listing."""
     from converter.errors import SourceError
     from converter.formats import open_checkpoint
     from converter.tensors import TensorSpec, dtype_of
 
     if path.suffix != ".json" or not path.is_file():
-        return open_checkpoint(path)
+        return open_checkpoint(path, names=names)
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["tensors"]
         return {r["name"]: TensorSpec(tuple(r["shape"]), dtype_of(r["dtype"])) for r in rows}

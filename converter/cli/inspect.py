@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.options import SOURCE, Request
+from converter.cli.options import SOURCE, Request, names_option
 from converter.cli.output import count, format_option, hint, say, say_json, size, table
 
 if TYPE_CHECKING:
@@ -23,17 +23,27 @@ LONG = 200  # characters of metadata that people are shown; --format json has al
 @click.argument("source", type=SOURCE)
 @click.option("--match", multiple=True, metavar="PATTERN", help="Only names that fit.")
 @click.option("--tree", is_flag=True, help="Group names by their segments.")
+@names_option
+@click.option("--aliases", is_flag=True, help="Show the other names of tensors, too.")
 @click.option("--stats", is_flag=True, help="Read the values too: min, max, mean, deviation.")
 @format_option
-def inspect(source: Path, match: tuple[str, ...], tree: bool, stats: bool, style: str) -> None:
+def inspect(  # noqa: PLR0913 - one parameter an option
+    source: Path,
+    match: tuple[str, ...],
+    tree: bool,
+    names: str | None,
+    aliases: bool,
+    stats: bool,
+    style: str,
+) -> None:
     """List the tensors of SOURCE: name, dtype, shape, bytes; reads headers only."""
     from converter.formats import open_checkpoint
     from converter.tensors import no_collections
 
     chosen = Request.selectors(match)
-    with no_collections(), open_checkpoint(source) as checkpoint:
-        names = [n for n in checkpoint if not chosen or any(fits(n) for fits in chosen)]
-        rows = [describe(checkpoint, name, stats=stats) for name in names]
+    with no_collections(), open_checkpoint(source, names=names) as checkpoint:
+        found = [n for n in checkpoint if not chosen or any(fits(n) for fits in chosen)]
+        rows = [describe(checkpoint, name, aliases=aliases, stats=stats) for name in found]
         if style == "json":
             say_json(
                 {
@@ -46,11 +56,13 @@ def inspect(source: Path, match: tuple[str, ...], tree: bool, stats: bool, style
             )
             return
         print_human(checkpoint, rows, tree=tree)
-    if match and not names:
+    if match and not found:
         hint("no name fits")
 
 
-def describe(checkpoint: Checkpoint, name: str, *, stats: bool) -> dict[str, Any]:
+def describe(
+    checkpoint: Checkpoint, name: str, *, aliases: bool = False, stats: bool = False
+) -> dict[str, Any]:
     """One tensor, as in the JSON."""
     from converter.tensors import dtype_name
 
@@ -61,6 +73,8 @@ def describe(checkpoint: Checkpoint, name: str, *, stats: bool) -> dict[str, Any
         "shape": list(spec.shape),
         "nbytes": spec.nbytes,
     }
+    if aliases:
+        row["aliases"] = list(checkpoint.aliases.get(name, ()))
     return row | (statistics(checkpoint, name) if stats else {})
 
 
@@ -109,6 +123,10 @@ def print_human(checkpoint: Checkpoint, rows: list[dict[str, Any]], *, tree: boo
     width = max((len(row) for row in cells), default=0)
     cells = [row + [""] * (width - len(row)) for row in cells]
     heads = ["name", "dtype", "shape", "bytes", *numbers][:width]
+    if any("aliases" in row for row in rows):
+        heads.append("also")
+        for cell, row in zip(cells, rows, strict=True):
+            cell.append(", ".join(row["aliases"]))
     if tree:
         cells = list(branches(cells))
     table([heads, *cells] if cells else [], right=range(3, width))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from converter.cli.options import SOURCE
+from converter.cli.options import SOURCE, names_option
 from converter.cli.output import count, format_option, hint, say, say_json, table
 from converter.cli.reports import output_format_option, report
 
@@ -54,13 +54,14 @@ def list_(texts: Sequence[str], style: str) -> None:
 
 @mappings.command("for")
 @click.argument("source", type=SOURCE, metavar="CHECKPOINT")
+@names_option
 @format_option
-def for_(source: Path, style: str) -> int:
+def for_(source: Path, names: str | None, style: str) -> int:
     """Suggest the shipped mappings that fit CHECKPOINT, best first; reads headers only."""
     from converter.formats import open_checkpoint
     from converter.suggest import suggest
 
-    with open_checkpoint(source) as checkpoint:
+    with open_checkpoint(source, names=names) as checkpoint:
         fits = suggest(checkpoint)
         if style == "json":
             say_json([fit_json(fit) for fit in fits])

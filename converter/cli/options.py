@@ -16,11 +16,23 @@ if TYPE_CHECKING:
     from converter.language.names import Selector
     from converter.language.rules import Rules
     from converter.plan import Plan, Port
-    from converter.tensors import Checkpoint
+    from converter.tensors import Checkpoint, Templated
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 SOURCE = click.Path(path_type=Path)
+NAMES = click.Choice(["key", "full_name", "object"])  # of `converter.formats.tf_v2`
+CALLED = "What tensors of {} are called, where they have several names."
+
+names_option = click.option("--names", type=NAMES, help=CALLED.format("SOURCE"))
+target_names_option = click.option(
+    "--target-names", type=NAMES, help=CALLED.format("the second checkpoint")
+)
+template_option = click.option(
+    "--template",
+    type=SOURCE,
+    help="A checkpoint of TensorFlow 2 whose objects the target has, and what else SOURCE lacks.",
+)
 
 
 class Bytes(click.ParamType):  # type: ignore[type-arg] # generic in new releases only
@@ -77,11 +89,12 @@ def mapping_options(command: Command) -> Command:
             click.option(
                 "-m",
                 "--mapping",
-                "names",
+                "mappings",
                 multiple=True,
                 metavar="MAPPING",
                 help="A shipped name (`converter mappings ls`) or a file; several are chained.",
             ),
+            names_option,
             click.option("--reverse", is_flag=True, help="Go the way back."),
             click.option("--source-scope", default="", metavar="P", help="Prefix of source names."),
             click.option("--target-scope", default="", metavar="P", help="Prefix of target names."),
@@ -117,11 +130,29 @@ def mapping_options(command: Command) -> Command:
     return command
 
 
+def check_template(template: Path | str | None, name: str) -> None:
+    """A usage error when a target of this format takes no template."""
+    if template and name != "tf-v2":
+        raise click.UsageError(f"--template is for a target of the format tf-v2, and not {name}")
+
+
+def templated(source: Checkpoint, template: Path | None) -> Templated:
+    """A checkpoint in the form of `--template`; as it is when there is none."""
+    from converter.tensors import Templated
+
+    if not template:
+        return Templated(source)
+    from converter.formats.tf_v2 import with_template
+
+    return with_template(source, template)
+
+
 @dataclass(frozen=True)
 class Request:
     """The mapping options of one call."""
 
-    names: Sequence[str] = ()
+    mappings: Sequence[str] = ()
+    names: str | None = None
     reverse: bool = False
     source_scope: str = ""
     target_scope: str = ""
@@ -133,15 +164,20 @@ class Request:
     def given(self) -> dict[str, Any]:
         """The options that were given, for a record."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
-        named = {"mappings": values.pop("names"), **values}
-        return {key: value for key, value in named.items() if value}
+        return {key: value for key, value in values.items() if value}
+
+    def open(self, source: Path) -> Checkpoint:
+        """The source; its tensors are called what `--names` says."""
+        from converter.formats import open_checkpoint
+
+        return open_checkpoint(source, names=self.names)
 
     def ports(self, source: Checkpoint) -> list[Port]:
         """The mappings to apply to a checkpoint, in this order."""
         from converter.plan import Port, casting, identity, port
 
         sizes = dict(self.sizes)
-        found = [port(name, sizes=sizes) for name in self.names] or [identity()]
+        found = [port(name, sizes=sizes) for name in self.mappings] or [identity()]
         if self.reverse:
             found = [one.inverse() for one in reversed(found)]
         found[0] = found[0].scoped(source=self.source_scope)

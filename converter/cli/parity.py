@@ -93,8 +93,9 @@ def parity(  # noqa: PLR0913 - one parameter an option
         )
     if not all(target_model.partition(":")):
         raise click.UsageError("--target-model: expected package.module:callable")
-    with open_checkpoint(source) as checkpoint, open_checkpoint(target):
-        _, plans = Request(**options).apply(checkpoint)
+    request = Request(**options)
+    with request.open(source) as checkpoint, open_checkpoint(target):
+        _, plans = request.apply(checkpoint)
         rows = compare(
             checkpoint,
             (kind, model or str(source), target_model),

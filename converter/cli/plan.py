@@ -50,13 +50,12 @@ def plan(  # noqa: C901, PLR0913 - one parameter an option, and one branch a sty
     """Work out a conversion of SOURCE from headers alone: steps, drops, problems, memory."""
     from converter.engine import peak_memory
     from converter.errors import MappingError
-    from converter.formats import open_checkpoint
     from converter.probes import outcomes
     from converter.report import Files
 
     request = Request(**options)
     record: dict[str, Any] = {"command": "plan", "source": str(source), "options": request.given()}
-    with judged(output), recorded(record, reports), open_checkpoint(source) as checkpoint:
+    with judged(output), recorded(record, reports), request.open(source) as checkpoint:
         _, plans = request.apply(checkpoint, strict=False)
         memory = peak_memory(plans[-1].specs, max_memory)
         problems = [problem for one in plans for problem in one.problems]

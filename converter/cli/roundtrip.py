@@ -23,13 +23,13 @@ def roundtrip(source: Path, style: str, **options: Any) -> int:
 
     Says which rule and op loses something.  Tensors that the mapping drops do not travel.
     """
-    from converter.formats import open_checkpoint
     from converter.roundtrip import roundtrip as plan_both_ways
 
-    if not options["names"]:
+    if not options["mappings"]:
         raise click.UsageError("there is nothing to try without a mapping (-m)")
-    with open_checkpoint(source) as checkpoint:
-        both = plan_both_ways(checkpoint, Request(**options).ports(checkpoint))
+    request = Request(**options)
+    with request.open(source) as checkpoint:
+        both = plan_both_ways(checkpoint, request.ports(checkpoint))
         travelling = both.travelling
         progress = Progress("comparing", travelling.nbytes)
         try:

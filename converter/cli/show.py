@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from converter.cli.inspect import describe
-from converter.cli.options import SOURCE
+from converter.cli.options import SOURCE, names_option
 from converter.cli.output import format_option, hint, say, say_json, size
 
 CORNER = 3  # elements shown at either end of each axis
@@ -17,12 +17,20 @@ CORNER = 3  # elements shown at either end of each axis
 @click.command()
 @click.argument("source", type=SOURCE)
 @click.argument("name")
+@names_option
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write it as .npy."
 )
 @click.option("--overwrite", is_flag=True, help="Replace the .npy file if it exists.")
 @format_option
-def show(source: Path, name: str, output: Path | None, overwrite: bool, style: str) -> None:
+def show(  # noqa: PLR0913 - one parameter an option
+    source: Path,
+    name: str,
+    names: str | None,
+    output: Path | None,
+    overwrite: bool,
+    style: str,
+) -> None:
     """Show one variable of SOURCE: its spec, statistics and a corner of its values."""
     import difflib
 
@@ -31,11 +39,11 @@ def show(source: Path, name: str, output: Path | None, overwrite: bool, style: s
     from converter.errors import NotFoundError
     from converter.formats import open_checkpoint
 
-    with open_checkpoint(source) as checkpoint:
+    with open_checkpoint(source, names=names) as checkpoint:
         if name not in checkpoint:
             near = difflib.get_close_matches(name, list(checkpoint), 3)
-            names = f"did you mean {' or '.join(near)}?" if near else "see `converter inspect`"
-            raise NotFoundError("no such tensor", path=source, tensor=name, hint=names)
+            known = f"did you mean {' or '.join(near)}?" if near else "see `converter inspect`"
+            raise NotFoundError("no such tensor", path=source, tensor=name, hint=known)
         row = describe(checkpoint, name, stats=True)
         values = checkpoint[name].numpy()
     if output:

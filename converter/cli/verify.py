@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import click
 
 from converter.cli.differences import VERIFY, as_json, finding, print_differences, ranked
-from converter.cli.options import SOURCE, Request, mapping_options
+from converter.cli.options import (
+    SOURCE,
+    Request,
+    mapping_options,
+    target_names_option,
+    template_option,
+    templated,
+)
 from converter.cli.output import Progress, count, format_option, hint, say_json, size
 from converter.cli.record import digested, recorded, report_option
 from converter.cli.reports import diagnostic_json, judged, output_format_option, report
@@ -20,6 +28,8 @@ FRAMEWORKS = ("torch", "tensorflow", "safetensors", "keras")
 @click.command()
 @click.argument("paths", type=SOURCE, nargs=-1, required=True, metavar="[SOURCE] TARGET")
 @mapping_options
+@target_names_option
+@template_option
 @click.option(
     "--with",
     "framework",
@@ -29,8 +39,10 @@ FRAMEWORKS = ("torch", "tensorflow", "safetensors", "keras")
 @report_option
 @format_option
 @output_format_option
-def verify(
+def verify(  # noqa: PLR0913 - one parameter an option
     paths: Sequence[Path],
+    target_names: str | None,
+    template: Path | None,
     framework: str | None,
     reports: Sequence[Path],
     style: str,
@@ -53,26 +65,25 @@ def verify(
         raise click.UsageError("too many arguments: expected [SOURCE] TARGET")
     request = Request(**options)
     if len(paths) == 1:
-        if request.given() or len(reports) != 1:
+        if request.given() or target_names or template or len(reports) != 1:
             raise click.UsageError(
                 "without SOURCE, one --report and no mapping says what to expect"
             )
         return by_report(paths[0], reports[0], framework, style, output)
-    return by_source(paths[0], paths[1], request, framework, reports, style, output)
+    return by_source(
+        paths[0], paths[1], request, template, target_names, framework, reports, style, output
+    )
 
 
 def by_report(target: Path, path: Path, framework: str | None, style: str, output: str) -> int:
     """Compare a target with the record of the conversion that wrote it."""
-    from converter.formats import open_checkpoint
     from converter.oracles import load_with
     from converter.report import check, read
 
     record = read(path)
     wrong = check(record, target)
     if framework and not wrong:
-        with open_checkpoint(target) as checkpoint:
-            rows = load_with(framework, target, checkpoint)
-        wrong = [finding(row, target) for row in rows if not row.equal]
+        wrong = [finding(row, target) for row in load_with(framework, target) if not row.equal]
     if style == "json" and output == "full":
         say_json({"equal": not wrong, "diagnostics": [diagnostic_json(each) for each in wrong]})
     elif wrong or output != "full":
@@ -89,6 +100,8 @@ def by_source(  # noqa: PLR0913 - the options of the command
     source: Path,
     target: Path,
     request: Request,
+    template: Path | None,
+    target_names: str | None,
     framework: str | None,
     reports: Sequence[Path],
     style: str,
@@ -100,20 +113,23 @@ def by_source(  # noqa: PLR0913 - the options of the command
     from converter.oracles import load_with
     from converter.report import planned
 
+    asked = {"target_names": target_names, "template": template, "with": framework}
     record: dict[str, Any] = {
         "command": "verify",
         "source": str(source),
         "target": str(target),
-        "options": request.given() | ({"with": framework} if framework else {}),
+        "options": request.given() | {key: str(value) for key, value in asked.items() if value},
     }
     with (
         judged(output),
         recorded(record, reports),
-        open_checkpoint(source) as first,
-        open_checkpoint(target) as second,
+        request.open(source) as first,
+        open_checkpoint(target, names=target_names) as second,
         digested(record, reports, first, second),
+        ExitStack() as stack,
     ):
-        expected, plans = request.apply(first)
+        mapped, plans = request.apply(first)
+        expected = stack.enter_context(templated(mapped, template).checkpoint)
         progress = Progress("verifying", expected.nbytes)
         try:
             found = diff(expected, second, progress=progress)
@@ -121,7 +137,7 @@ def by_source(  # noqa: PLR0913 - the options of the command
         finally:
             progress.close()
         if framework:
-            rows += load_with(framework, target, second)
+            rows += load_with(framework, target)
         rows = ranked(rows)
         wrong = [row for row in rows if not row.equal]
         told = {"equal": not wrong, "tensors": [as_json(row, VERIFY) for row in rows]}

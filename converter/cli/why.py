@@ -28,10 +28,9 @@ Row = dict[str, Any]
 @format_option
 def why(tensor: str, source: Path, style: str, **options: Any) -> int:
     """Explain TENSOR, a name of SOURCE or of what the mapping makes: rule, holes, shapes."""
-    from converter.formats import open_checkpoint
-
-    with open_checkpoint(source) as checkpoint:
-        _, plans = Request(**options).apply(checkpoint, strict=False)
+    request = Request(**options)
+    with request.open(source) as checkpoint:
+        _, plans = request.apply(checkpoint, strict=False)
         rows, problems = story(tensor, plans)
     if style == "json":
         say_json({"tensor": tensor, "steps": rows, "problems": [str(each) for each in problems]})

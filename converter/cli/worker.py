@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,7 +29,7 @@ from converter import digests
 from converter.batch import lock
 from converter.batch.quick import Stamp
 from converter.batch.run import error_json
-from converter.cli.options import Request
+from converter.cli.options import Request, check_template, templated
 from converter.cli.plan import as_json, unrepresentable
 from converter.cli.record import recorded
 from converter.cli.reports import diagnostic_json
@@ -45,12 +45,12 @@ from converter.formats import for_target, named, open_checkpoint
 from converter.plan import Plan
 from converter.probes import checked
 from converter.report import Files, converted
-from converter.tensors import Checkpoint
+from converter.tensors import Checkpoint, Templated
 
 _START = "import sys; sys.path.append(sys.argv[1]); from converter.cli.worker import main; main()"
 COMMAND = (sys.executable, "-P", "-c", _START, str(Path(converter.__file__).parents[1]))
 
-_OF_REQUEST = {field.name for field in fields(Request)} - {"names"}
+_OF_REQUEST = {field.name for field in fields(Request)} - {"mappings"}
 
 Message = dict[str, Any]
 
@@ -109,20 +109,23 @@ def request_of(task: Mapping[str, Any]) -> Request:
     """The mapping options of a task."""
     options = {key: value for key, value in task["options"].items() if key in _OF_REQUEST}
     sizes = tuple(options.pop("sizes", {}).items())
-    return Request(names=tuple(task["mappings"]), sizes=sizes, **options)
+    return Request(mappings=tuple(task["mappings"]), sizes=sizes, **options)
 
 
-def prepared(task: Message, source: Checkpoint) -> tuple[str, Checkpoint, list[Plan]]:
+def prepared(task: Message, source: Checkpoint) -> tuple[str, Templated, list[Plan]]:
     """The target's format, and what it is to hold; raises what is wrong with that."""
+    template = task["options"].get("template")
     name = task["options"].get("to") or for_target(Path(task["target"])).name
     if not named(name).writes:
         raise TargetError(f"{name} is only read, not written", path=task["target"])
+    check_template(template, name)
     mapped, plans = request_of(task).apply(source)
     checked(plans)
-    problems = unrepresentable(mapped.specs, name)
+    filled = templated(mapped, template and Path(template))
+    problems = unrepresentable(filled.checkpoint.specs, name)
     if problems:
         raise MappingError(problems)
-    return name, mapped, plans
+    return name, filled, plans
 
 
 def _work(task: Message, answers: TextIO, lines: queue.SimpleQueue[str]) -> None:
@@ -131,10 +134,17 @@ def _work(task: Message, answers: TextIO, lines: queue.SimpleQueue[str]) -> None
     options, target = task["options"], Path(task["target"])
     reports = [Path(path) for path in task["reports"]]
     record = {"command": "batch", **{key: task[key] for key in ("source", "target", "options")}}
-    with recorded(record, reports), open_checkpoint(task["source"]) as checkpoint:
+    with (
+        recorded(record, reports),
+        open_checkpoint(task["source"], names=options.get("names")) as checkpoint,
+        ExitStack() as stack,
+    ):
         inputs = Files.of(checkpoint.files)
         stamps = {path: lock.stamp_of(path) for path in checkpoint.files}
-        name, mapped, plans = prepared(task, checkpoint)
+        name, filled, plans = prepared(task, checkpoint)
+        mapped = stack.enter_context(filled.checkpoint)
+        inputs = inputs.also(mapped.files)
+        stamps |= {path: lock.stamp_of(path) for path in mapped.files if path not in stamps}
         peak = peak_memory(mapped.specs)
         _say(answers, {"peak": peak})
         memory = json.loads(lines.get())["max_memory"]
@@ -149,8 +159,9 @@ def _work(task: Message, answers: TextIO, lines: queue.SimpleQueue[str]) -> None
         )
         if reports or task["verify"]:
             notes = [note for plan in plans for note in plan.problems]
-            record |= as_json(plans, notes, peak) | converted(inputs, plans, saved.files)
-            record |= {"status": "converted", "format": saved.format}
+            record |= as_json(plans, notes, peak)
+            record |= converted(inputs, plans, saved.files, filled.keys)
+            record |= {"status": "converted", "format": saved.format, "kept": list(filled.kept)}
         if task["verify"]:
             _prove(mapped, record["lineage"], target)
         done = _digested(stamps, plans, saved)

@@ -250,7 +250,7 @@ def _describe(looked: Probe) -> str:
     return f"a file that starts with {looked.head[:16]!r}"
 
 
-def open_checkpoint(path: str | Path, *, select: str = "", names: str = "") -> Checkpoint:
+def open_checkpoint(path: str | Path, *, select: str = "", names: str | None = None) -> Checkpoint:
     """Open a checkpoint of any format, or the part of it below `select`; reads its headers only.
 
     A path may carry the selection itself, as in `model.pth#state_dict`.

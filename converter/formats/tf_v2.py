@@ -24,7 +24,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -77,7 +77,7 @@ from converter.formats._tf import (
 from converter.formats._tf_objects import GRAPH, MARK, MAX_GRAPH, MAX_TEXTS, VALUE, Facts, Objects
 from converter.formats._tf_paths import claims, located
 from converter.layout import Computed, Elementwise, View
-from converter.tensors import STRING, Checkpoint, LazyTensors, Tensor, TensorSpec
+from converter.tensors import STRING, Checkpoint, LazyTensors, Templated, TensorSpec
 
 Array = NDArray[Any]
 ByteOrder = Literal["little", "big"]
@@ -648,13 +648,6 @@ def _entry_bytes(spec: TensorSpec, shard: int, offset: int, nbytes: int, crc: in
 # ── templates ────────────────────────────────────────────────────────────────────────────────────
 
 
-class Templated(NamedTuple):
-    """A checkpoint in the form of a template, and the tensors that are still the template's."""
-
-    checkpoint: Checkpoint
-    kept: tuple[str, ...]
-
-
 def with_template(source: Checkpoint, template: Path) -> Templated:
     """The template with values of `source`: what loads the template loads this.
 
@@ -667,7 +660,7 @@ def with_template(source: Checkpoint, template: Path) -> Templated:
     old, objects = _open(template)
     try:
         with context(path=template):
-            replaced = _replaced(source, old, objects)
+            keys = _placed(source, old, objects)
     except BaseException:
         old.close()
         raise
@@ -676,24 +669,34 @@ def with_template(source: Checkpoint, template: Path) -> Templated:
         old.close()
         source.close()
 
+    replaced = {key: source[name] for name, key in keys.items()}
+    for copy, first in (objects.copies if objects else {}).items():
+        if first in replaced:
+            replaced.setdefault(copy, replaced[first])
     tensors = {key: replaced.get(key, tensor) for key, tensor in old.tensors.items()}
-    facts = {**source.metadata, **old.metadata}
-    checkpoint = Checkpoint(tensors, source.format, source.path, facts, on_close=close)
-    return Templated(checkpoint, tuple(key for key in tensors if key not in replaced))
+    checkpoint = Checkpoint(
+        tensors,
+        source.format,
+        source.path,
+        {**source.metadata, **old.metadata},
+        files=old.files,
+        on_close=close,
+    )
+    return Templated(checkpoint, keys, tuple(key for key in tensors if key not in replaced))
 
 
-def _replaced(source: Checkpoint, old: Checkpoint, objects: Objects | None) -> dict[str, Tensor]:
-    """The template's tensors that the source has values for."""
-    copies = objects.copies if objects else {}
-    keys = _keys(old, copies)
-    found: dict[str, Tensor] = {}
+def _placed(source: Checkpoint, old: Checkpoint, objects: Objects | None) -> dict[str, str]:
+    """The names of the source with the template's keys that its tensors are to have."""
+    keys = _keys(old, objects.copies if objects else {})
+    found: dict[str, str] = {}
+    taken: set[str] = set()
     for name, tensor in source.items():
         key = name if name in old else keys.get(name)
-        if key is None or key in found:
+        if key is None or key in taken:
             raise UnrepresentableError(
                 "two tensors are one of the template" if key else "the template has no such tensor",
                 tensor=name,
-                hint="name it by a key of the template, or by an alias: `converter inspect`",
+                hint="name it by a key of the template, or by an alias: `inspect --aliases`",
             )
         if tensor.spec != old[key].spec:
             raise UnrepresentableError(
@@ -702,10 +705,8 @@ def _replaced(source: Checkpoint, old: Checkpoint, objects: Objects | None) -> d
                 expected=old[key].spec,
                 found=tensor.spec,
             )
-        found[key] = tensor
-    for copy, first in copies.items():
-        if first in found:
-            found.setdefault(copy, found[first])
+        found[name] = key
+        taken.add(key)
     return found
 
 

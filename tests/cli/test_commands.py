@@ -311,8 +311,8 @@ def test_sizes_can_be_set(converter, folder):
 def test_convert_names_what_it_cannot_convert(converter, folder, monkeypatch):
     opened = formats.open_checkpoint
 
-    def with_more(path):
-        return dataclasses.replace(opened(path), unsupported={"epoch": "an int"})
+    def with_more(path, **options):
+        return dataclasses.replace(opened(path, **options), unsupported={"epoch": "an int"})
 
     monkeypatch.setattr(formats, "open_checkpoint", with_more)
     result = converter("convert", "slim.pt", "out.safetensors")

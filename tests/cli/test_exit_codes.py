@@ -29,6 +29,8 @@ ROWS = [
     (0, "mappings", "for", "slim.pt", "--format", "json"),
     (0, "inspect", "slim.ckpt"),
     (0, "inspect", "slim.ckpt", "--match", "nothing"),
+    (0, "inspect", "slim-v2.ckpt", "--names", "full_name", "--aliases"),
+    (0, "convert", "slim.pt", "out.ckpt", "--template", "slim-v2.ckpt"),
     (0, "show", "slim.ckpt", FC6),
     (0, "show", "slim.ckpt", FC6, "-o", "fc6.npy"),
     (0, "plan", "slim.ckpt", "-m", MAPPING),
@@ -89,6 +91,8 @@ ROWS = [
     (2, "convert", "slim.ckpt"),
     (2, "convert", "slim.ckpt", "out.unknown"),
     (2, "convert", "slim.ckpt", "out.pt", "--to", "caffe"),
+    (2, "convert", "slim.ckpt", "out.pt", "--template", "slim-v2.ckpt"),
+    (2, "inspect", "slim-v2.ckpt", "--names", "short"),
     (2, "convert", "slim.ckpt", "out.pt", "--size", "heads=many"),
     (2, "convert", "slim.ckpt", "out.pt", "--report", "slim.ckpt"),
     (2, "convert", "slim.ckpt", "out.pt", "--report", "out.pt"),
@@ -119,6 +123,7 @@ ROWS = [
     # 3: reading or writing failed
     (3, "inspect", "missing.ckpt"),
     (3, "inspect", "empty"),
+    (3, "inspect", "slim.pt", "--names", "full_name"),
     (3, "inspect", "a" * 300),
     (3, "show", "missing.ckpt", FC6),
     (3, "show", "slim.ckpt", "missing"),
@@ -237,7 +242,7 @@ def test_every_error_has_an_exit_code(kind, converter, monkeypatch):
     problem = [errors.Diagnostic("MAP001", "wrong")]
     error = kind(problem) if kind is errors.MappingError else kind("wrong", path="some.file")
 
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     monkeypatch.setattr("converter.formats.open_checkpoint", fail)
@@ -260,7 +265,7 @@ def test_every_error_has_an_exit_code(kind, converter, monkeypatch):
     ids=lambda value: getattr(type(value), "__name__", ""),
 )
 def test_what_is_no_error_of_ours(error, code, says, converter, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     monkeypatch.setattr("converter.formats.open_checkpoint", fail)
@@ -272,7 +277,7 @@ def test_what_is_no_error_of_ours(error, code, says, converter, monkeypatch):
 
 @pytest.mark.parametrize("error", [RuntimeError("wrong"), errors.SourceError("wrong")])
 def test_debug_shows_the_place(error, converter, monkeypatch):
-    def fail(*_):
+    def fail(*_, **__):
         raise error
 
     monkeypatch.setattr("converter.formats.open_checkpoint", fail)

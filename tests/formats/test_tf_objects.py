@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from converter import formats
+from converter import cli, formats
 from converter.engine import save
 from converter.errors import (
     CorruptFileError,
@@ -375,8 +375,8 @@ def test_half_a_table_is_not_restored(tmp_path):
 def test_a_template_with_other_values(small, tmp_path):
     kernel = make("float32", (2, 3), seed=1)
     source = from_arrays({"layer-1/kernel": kernel}, metadata={"contract": "{}"})
-    checkpoint, kept = tf_v2.with_template(source, small)
-    assert kept == (ODD,)
+    checkpoint, keys, kept = tf_v2.with_template(source, small)
+    assert (keys, kept) == ({"layer-1/kernel": KERNEL}, (ODD,))
     with checkpoint:
         save(checkpoint, tmp_path / "new.ckpt")
     expected = {KERNEL: kernel, ODD: read(small)[ODD]}
@@ -575,17 +575,19 @@ def test_keras_2_takes_layers_that_are_counted(tmp_path):
 @pytest.mark.parametrize(
     "live", [(2, "compiled"), (3, "compiled"), (3, "folder")], ids=identity, indirect=True
 )
-def test_a_live_model_takes_a_template_with_other_values(live, tmp_path):
+def test_a_live_model_takes_a_template_with_other_values(live, tmp_path, capsys):
     version, kind, path, values = live
     model = {name: array for name, array in values.items() if not re.match("adam|Adam", name)}
     model = {n: v for n, v in model.items() if n not in {"iteration", "learning_rate"}}
-    checkpoint, kept = tf_v2.with_template(from_arrays(halved(model)), path)
-    assert all("optimizer" in name for name in kept)
+    save(from_arrays(halved(model)), tmp_path / "ported.safetensors")
     place = tmp_path / "back"
     if kind == "folder":
         shutil.copytree(path, place)
-    with checkpoint:
-        save(checkpoint, prefix(kind, place), format="tf-v2", overwrite=True)
+    paths = map(str, (tmp_path / "ported.safetensors", prefix(kind, place)))
+    options = "--to", "tf-v2", "--overwrite", "--format", "json", "--template", str(path)
+    assert cli.run(["convert", *paths, *options]) == 0
+    kept = json.loads(capsys.readouterr().out)["kept"]
+    assert all("optimizer" in name for name in kept)
     found = by_model(keras(version).restore(kind, place))
     expected = by_model(values | halved(model))
     if kind == "folder":
