@@ -386,7 +386,8 @@ def parse(
     templates = []
     for index, (text, tokens) in enumerate(raw):
         with _located(index):
-            template = Template(text, _joined(_typed(token, kinds) for token in tokens))
+            known = kinds | _declared(tokens)  # a name's own choices come before its counterpart's
+            template = Template(text, _joined(_typed(token, known) for token in tokens))
             _check_unambiguous(template)
             templates.append(template)
     _check_choices(templates)
@@ -511,6 +512,11 @@ def _kinds(raw: list[tuple[str, list[Token]]]) -> dict[str, Hole]:
                 error.template = index  # type: ignore[attr-defined]
                 raise error
     return declared
+
+
+def _declared(tokens: Iterable[Token]) -> dict[str, Hole]:
+    """The holes that have a type here."""
+    return {token.name: token for token in tokens if isinstance(token, Hole) and token.kind}
 
 
 def _typed(token: Token, kinds: Mapping[str, Hole]) -> Token:

@@ -168,6 +168,14 @@ def test_alternatives_pair_up_in_order():
     assert (caught.value.template, caught.value.offset) == (1, 1)
 
 
+def test_a_hole_without_alternatives_has_those_of_its_own_name():
+    rule = ["{b:1|2}_conv/{b}_conv/kernel", "{b:3|4}.{b}.weight"]
+    for source, target in (parse(rule, {}), reversed(parse(rule[::-1], {}))):
+        bindings = source.match("2_conv/2_conv/kernel")
+        assert bindings == {"b": 1}
+        assert target.format(bindings) == "4.4.weight"
+
+
 def test_tables_are_looked_up_and_backward():
     source, target = parse(["conv{b}_{k}", "features.{feature[b,k]}"], TABLES)
     assert target.format(source.match("conv1_2")) == "features.2"
