@@ -6,7 +6,8 @@
     │   ├── UnknownFormatError     SRC302  no format recognises the content
     │   ├── CorruptFileError       SRC303  truncated, inconsistent or otherwise broken bytes
     │   │   └── ChecksumError      SRC304  bytes differ from the checksum stored beside them
-    │   └── UnsupportedError       SRC305  sound, but holds something that is not handled
+    │   ├── UnsupportedError       SRC305  sound, but holds something that is not handled
+    │   └── MissingExtraError      SRC306  needs a library that is not installed
     ├── TargetError                DST400  a checkpoint could not be written
     │   ├── UnrepresentableError   DST401  the target format cannot hold this tensor
     │   └── NoSpaceError           DST402  the disk is, or would become, full
@@ -150,6 +151,12 @@ class UnsupportedError(SourceError):
     """The file is sound but holds something that is not handled."""
 
     code = "SRC305"
+
+
+class MissingExtraError(SourceError):
+    """What was asked for needs a library that is not installed; an extra of this package does."""
+
+    code = "SRC306"
 
 
 class TargetError(ConverterError):

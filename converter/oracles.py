@@ -21,19 +21,13 @@ from typing import Any
 
 import numpy as np
 
+from converter import extras
 from converter.compare import Difference
 from converter.digests import of_tensor
-from converter.errors import SourceError, UnsupportedError
+from converter.errors import SourceError
 from converter.formats import open_checkpoint
 from converter.layout import Array, View
 from converter.tensors import Checkpoint, Tensor, dtype_name
-
-PACKAGES = {  # framework → package that is asked, and extra that installs it
-    "torch": "torch",
-    "tensorflow": "tensorflow",
-    "safetensors": "safetensors",
-    "keras": "keras",
-}
 
 Witness = dict[str, dict[str, Any]]  # name → dtype, shape, digest
 
@@ -41,18 +35,13 @@ Witness = dict[str, dict[str, Any]]  # name → dtype, shape, digest
 def load_with(framework: str, path: Path) -> list[Difference]:
     """What the framework finds in a file, compared with what we find there.
 
-    Raises `UnsupportedError` when the framework is not installed, `SourceError` when it refuses.
+    Raises `MissingExtraError` when the framework is not installed, `SourceError` when it refuses.
     """
     command = [sys.executable, "-P", "-m", "converter.oracles", framework, str(path)]
     child = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if child.returncode:
         last = (child.stderr.strip().splitlines() or ["no message"])[-1]
-        if "ModuleNotFoundError" in last:
-            extra = PACKAGES[framework]
-            raise UnsupportedError(
-                f"{framework} is not installed here: {last}",
-                hint=f"pip install 'checkpoint-converter[{extra}]'",
-            )
+        extras.check_child(last)
         raise SourceError(f"{framework} cannot load it: {last}", path=path)
     witness: Witness = json.loads(child.stdout.splitlines()[-1])
     with open_checkpoint(path) as checkpoint:

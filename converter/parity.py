@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from converter import extras
 from converter.digests import of_tensor
 from converter.errors import SourceError
 from converter.layout import Array
@@ -119,6 +120,7 @@ def _run(folder: Path, request: Mapping[str, Any], names: Mapping[str, str]) -> 
     )
     if child.returncode:
         last = (child.stderr.strip().splitlines() or ["no message"])[-1]
+        extras.check_child(last)
         raise SourceError(f"the model '{request['model']}' cannot be run: {last}")
     answer = json.loads((folder / "answer.json").read_text())
     events = [

@@ -20,11 +20,12 @@ MODULES = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob
 # What each part may import; a new part is drawn here first.
 ARROWS = {
     "errors": set(),
+    "extras": {"errors"},
     "layout": set(),
     "files": {"errors"},
     "journal": {"files"},
     "tensors": {"errors", "files", "layout"},
-    "formats": {"errors", "files", "journal", "layout", "tensors"},
+    "formats": {"errors", "extras", "files", "journal", "layout", "tensors"},
     "ops": {"errors", "layout", "tensors"},
     "layers": set(),
     "language": {"errors", "layers", "layout", "ops", "tensors"},
@@ -39,8 +40,8 @@ ARROWS = {
     "roundtrip": {"compare", "errors", "language", "ops", "plan", "tensors"},
     "inference": {"compare", "errors", "language", "layout", "ops", "plan", "symmetry", "tensors"},
     "models": {"digests", "formats", "layout", "tensors"},
-    "parity": {"digests", "errors", "layout", "tensors"},
-    "oracles": {"compare", "digests", "errors", "formats", "layout", "tensors"},
+    "parity": {"digests", "errors", "extras", "layout", "tensors"},
+    "oracles": {"compare", "digests", "errors", "extras", "formats", "layout", "tensors"},
     "batch": {"digests", "engine", "errors", "files", "formats", "language", "ops", "report"},
     "__main__": {"cli"},
 }

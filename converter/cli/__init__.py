@@ -19,6 +19,7 @@ from converter import __version__, errors
 from converter.cli.output import hint, print_diagnostics
 
 EXIT_CODES = (  # the first class that fits
+    (errors.MissingExtraError, 2),
     (errors.MappingError, 1),
     (errors.OpError, 1),
     (errors.IrreversibleError, 1),

@@ -54,13 +54,10 @@ def verify(  # noqa: PLR0913 - one parameter an option
     Without SOURCE, --report names what `convert --report` wrote, and every bit of TARGET is
     compared with that.
     """
-    from importlib.util import find_spec
+    from converter import extras
 
-    from converter.oracles import PACKAGES
-
-    if framework and find_spec(PACKAGES[framework]) is None:
-        extra = f"pip install 'checkpoint-converter[{framework}]'"
-        raise click.UsageError(f"{framework} is not installed here: {extra}")
+    if framework:
+        extras.require(framework)
     if len(paths) > 2:  # noqa: PLR2004 - SOURCE and TARGET
         raise click.UsageError("too many arguments: expected [SOURCE] TARGET")
     request = Request(**options)

@@ -17,11 +17,11 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from converter.errors import CorruptFileError, LimitError, SourceError, UnsupportedError
+from converter import extras
+from converter.errors import CorruptFileError, LimitError, SourceError
 
 SECONDS = 60.0  # that an answer may take
 ROOM = 1 << 30  # bytes that the child may take, beyond what the library takes
@@ -34,11 +34,7 @@ class Library:
     """The child for one folder; usable by several threads."""
 
     def __init__(self, folder: Path) -> None:
-        if find_spec("tensorstore") is None:
-            raise UnsupportedError(
-                "this is Orbax' format, and the library tensorstore is not installed here",
-                hint="pip install 'checkpoint-converter[orbax]'",
-            )
+        extras.require("tensorstore")
         self._folder = folder
         self._turn = threading.Lock()
         self._closed = False

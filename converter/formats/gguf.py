@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from converter import extras
 from converter.errors import CorruptFileError, LimitError, UnsupportedError, context
 from converter.files import BLOCK, File, Region
 from converter.formats import Probe
@@ -295,13 +296,8 @@ class _Quantised:
 
 
 def _dequantiser(kind: int) -> Callable[[Any], Any]:
-    try:
-        library = importlib.import_module("gguf")
-    except ModuleNotFoundError as error:
-        raise UnsupportedError(
-            "the tensor is quantised, and the library gguf is not installed here",
-            hint="pip install 'checkpoint-converter[gguf]'",
-        ) from error
+    extras.require("gguf")
+    library = importlib.import_module("gguf")
     kinds = library.GGMLQuantizationType
 
     def function(blocks: Any) -> Any:

@@ -31,6 +31,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from converter import extras
 from converter.errors import (
     CorruptFileError,
     LimitError,
@@ -88,13 +89,8 @@ class _Inflater:
 
 
 def _lz4() -> Any:
-    try:
-        return importlib.import_module("lz4.frame").LZ4FrameDecompressor()
-    except ModuleNotFoundError as error:
-        raise UnsupportedError(
-            "the file is compressed by lz4, and the library is not installed here",
-            hint="pip install 'checkpoint-converter[lz4]'",
-        ) from error
+    extras.require("lz4")
+    return importlib.import_module("lz4.frame").LZ4FrameDecompressor()
 
 
 _COMPRESSIONS: dict[bytes, Callable[[], Any]] = {

@@ -298,6 +298,12 @@ CODES: dict[str, Code] = {
         "a variable that is stored in a way of its own",
         "save it again with its framework, in a common way",
     ),
+    "SRC306": Code(
+        "needs a library that is not installed",
+        "The message names the extra that installs it.",
+        "an Orbax checkpoint where the library tensorstore is not installed",
+        "pip install 'checkpoint-converter[orbax]'",
+    ),
     "DST400": Code(
         "a checkpoint could not be written",
         "The system refused it; what was there before is still there.",

@@ -523,13 +523,6 @@ def test_a_framework_that_sees_something_else(converter, folder, monkeypatch):
     assert f"{FC6} (as safetensors reads it)" in result.out
 
 
-def test_a_framework_that_is_not_installed(converter, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    result = converter("verify", "slim.ckpt", "slim.pt", "--with", "torch")
-    assert result.code == 2
-    assert "torch is not installed here: pip install 'checkpoint-converter[torch]'" in result.err
-
-
 # ── mappings, formats, help ──────────────────────────────────────────────────────────────────
 
 

@@ -248,7 +248,7 @@ def test_every_error_has_an_exit_code(kind, converter, monkeypatch):
     monkeypatch.setattr("converter.formats.open_checkpoint", fail)
     result = converter("inspect", "slim.ckpt")
     families = {"SEC": 4, "SRC": 3, "DST": 3}
-    judged = {errors.UnrepresentableError: 1}
+    judged = {errors.UnrepresentableError: 1, errors.MissingExtraError: 2}
     assert result.code == judged.get(kind, families.get(kind.code[:3], 1))
     assert "wrong" in result.err
 
