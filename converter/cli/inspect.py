@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,12 @@ from converter.cli.options import SOURCE, Request, names_option
 from converter.cli.output import count, format_option, hint, say, say_json, size, table
 
 if TYPE_CHECKING:
+    from converter.layout import View
     from converter.tensors import Checkpoint
 
 PIECE = 16 << 20  # bytes whose statistics are taken at a time
 
+NUMBERS = ("min", "max", "mean", "std")
 LONG = 200  # characters of metadata that people are shown; --format json has all
 
 
@@ -43,7 +45,11 @@ def inspect(  # noqa: PLR0913 - one parameter an option
     chosen = Request.selectors(match)
     with no_collections(), open_checkpoint(source, names=names) as checkpoint:
         found = [n for n in checkpoint if not chosen or any(fits(n) for fits in chosen)]
-        rows = [describe(checkpoint, name, aliases=aliases, stats=stats) for name in found]
+        rows = described(checkpoint, found)
+        for row in rows if aliases else ():
+            row["aliases"] = list(checkpoint.aliases.get(row["name"], ()))
+        for row in rows if stats else ():
+            row.update(statistics(checkpoint[row["name"]].view))
         if style == "json":
             say_json(
                 {
@@ -60,25 +66,22 @@ def inspect(  # noqa: PLR0913 - one parameter an option
         hint("no name fits")
 
 
-def describe(
-    checkpoint: Checkpoint, name: str, *, aliases: bool = False, stats: bool = False
-) -> dict[str, Any]:
-    """One tensor, as in the JSON."""
+def described(checkpoint: Checkpoint, names: Iterable[str]) -> list[dict[str, Any]]:
+    """Some tensors, each as in the JSON."""
     from converter.tensors import dtype_name
 
-    spec = checkpoint.specs[name]
-    row: dict[str, Any] = {
-        "name": name,
-        "dtype": dtype_name(spec.dtype),
-        "shape": list(spec.shape),
-        "nbytes": spec.nbytes,
-    }
-    if aliases:
-        row["aliases"] = list(checkpoint.aliases.get(name, ()))
-    return row | (statistics(checkpoint, name) if stats else {})
+    return [
+        {
+            "name": name,
+            "dtype": dtype_name(spec.dtype),
+            "shape": list(spec.shape),
+            "nbytes": spec.nbytes,
+        }
+        for name, spec in ((name, checkpoint.specs[name]) for name in names)
+    ]
 
 
-def statistics(checkpoint: Checkpoint, name: str) -> dict[str, float]:
+def statistics(view: View) -> dict[str, float]:
     """Minimum, maximum, mean and standard deviation; nothing for strings and empty tensors.
 
     In pieces, so that memory does not grow with the tensor.
@@ -87,7 +90,6 @@ def statistics(checkpoint: Checkpoint, name: str) -> dict[str, float]:
 
     from converter.tensors import STRING
 
-    view = checkpoint[name].view
     if view.dtype == STRING or view.size == 0 or view.dtype.kind == "c":
         return {}
     step = view.chunk(PIECE)
@@ -109,27 +111,26 @@ def statistics(checkpoint: Checkpoint, name: str) -> dict[str, float]:
 
 def print_human(checkpoint: Checkpoint, rows: list[dict[str, Any]], *, tree: bool) -> None:
     """The listing for people."""
-    numbers = ("min", "max", "mean", "std")
+    numbers = NUMBERS if any("min" in row for row in rows) else ()
     cells = [
         [
             row["name"],
             row["dtype"],
             str(row["shape"]),
             size(row["nbytes"]),
-            *(f"{row[key]:.4g}" for key in numbers if key in row),
+            *[f"{row[key]:.4g}" if key in row else "" for key in numbers],
         ]
         for row in rows
     ]
-    width = max((len(row) for row in cells), default=0)
-    cells = [row + [""] * (width - len(row)) for row in cells]
-    heads = ["name", "dtype", "shape", "bytes", *numbers][:width]
+    heads = ["name", "dtype", "shape", "bytes", *numbers]
+    right = range(3, len(heads))
     if any("aliases" in row for row in rows):
         heads.append("also")
         for cell, row in zip(cells, rows, strict=True):
             cell.append(", ".join(row["aliases"]))
     if tree:
         cells = list(branches(cells))
-    table([heads, *cells] if cells else [], right=range(3, width))
+    table([heads, *cells] if cells else [], right=right)
     total = sum(row["nbytes"] for row in rows)
     say(f"{checkpoint.format}: {count(len(rows), 'tensor')}, {size(total)}")
     for key, value in checkpoint.metadata.items():

@@ -94,6 +94,7 @@ def finite(data: Any) -> Any:
     return data
 
 
+@lru_cache  # of many tensors, few have a size of their own
 def size(nbytes: float) -> str:
     """Bytes for people, in powers of 1000: `553.4 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -110,15 +111,14 @@ def count(number: int, noun: str) -> str:
 
 def table(rows: Iterable[Sequence[str]], *, right: Iterable[int] = (), indent: str = "") -> None:
     """Print columns, aligned; those in `right` to the right."""
-    lines = [
-        [cell if cell.isprintable() else cell.translate(_CONTROL) for cell in row] for row in rows
-    ]
-    if not lines:
-        return
-    widths = [max(len(cell) for cell in column) for column in zip(*lines, strict=True)]
-    marks = [">" if index in right else "<" for index in range(len(widths))]
-    form = indent + "  ".join(f"{{:{m}{w}}}" for m, w in zip(marks, widths, strict=True))
-    say("\n".join(form.format(*line).rstrip() for line in lines))  # at once: there may be 100,000
+    columns = []
+    for index, column in enumerate(zip(*rows, strict=True)):
+        cells = [cell if cell.isprintable() else cell.translate(_CONTROL) for cell in column]
+        pad, width = str.rjust if index in right else str.ljust, max(map(len, cells))
+        columns.append([pad(cell, width) for cell in cells])
+    lines = [(indent + "  ".join(line)).rstrip() for line in zip(*columns, strict=True)]
+    if lines:
+        say("\n".join(lines))  # at once: there may be 100,000
 
 
 def print_diagnostics(

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from converter.cli.inspect import describe
+from converter.cli.inspect import described, statistics
 from converter.cli.options import SOURCE, names_option
 from converter.cli.output import format_option, hint, say, say_json, size
 
@@ -44,7 +44,8 @@ def show(  # noqa: PLR0913 - one parameter an option
             near = difflib.get_close_matches(name, list(checkpoint), 3)
             known = f"did you mean {' or '.join(near)}?" if near else "see `converter inspect`"
             raise NotFoundError("no such tensor", path=source, tensor=name, hint=known)
-        row = describe(checkpoint, name, stats=True)
+        (row,) = described(checkpoint, [name])
+        row |= statistics(checkpoint[name].view)
         values = checkpoint[name].numpy()
     if output:
         write_npy(output, values, overwrite=overwrite)
