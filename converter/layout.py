@@ -167,12 +167,16 @@ class Elementwise:
     `function` takes a one-dimensional array of the view's dtype and returns one of the same size
     and of `dtype`. It is pure and elementwise: blocks come in any size and order, and their
     memory is used again after the call. Reading raises ValueError when the result is not that.
+    `maker` is what computes so, for what undoes it to know.
     """
 
-    def __init__(self, view: View, function: Function, dtype: DTypeLike) -> None:
+    def __init__(
+        self, view: View, function: Function, dtype: DTypeLike, maker: object = None
+    ) -> None:
         self.view = view
         self.function = function
         self.dtype: np.dtype[Any] = np.dtype(dtype)
+        self.maker = maker
 
     @property
     def size(self) -> int:
@@ -521,7 +525,7 @@ def _loaded(storage: Storage) -> Storage:
     if isinstance(storage, View):
         return storage.loaded()
     if isinstance(storage, Elementwise):
-        return Elementwise(storage.view.loaded(), storage.function, storage.dtype)
+        return Elementwise(storage.view.loaded(), storage.function, storage.dtype, storage.maker)
     if isinstance(storage, Joined) and storage.size:
         return Joined([view.loaded() for view in storage.views])
     if isinstance(storage, Memory | Computed) or not storage.size:

@@ -1,22 +1,24 @@
 """There and back in memory: which tensors come back bit for bit, and what loses the others.
 
-    diff(c, mapping.inverse()(mapping(c)))
+    diff(c, mapping.inverse()(as_written(mapping(c))))
 
-Everything stays lazy, so nothing is written and memory is that of a comparison.
+Everything stays lazy, so nothing is written and memory is that of a comparison.  An op and its
+inverse would cancel, though, with nothing rounded; as through a file they do not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from converter.compare import Difference, Progress, diff, same
 from converter.errors import ConverterError
 from converter.language.rules import Place, Rule
+from converter.layout import View
 from converter.ops import Op
 from converter.plan import Plan, Port, Step
-from converter.tensors import STRING, Checkpoint
+from converter.tensors import STRING, Checkpoint, LazyTensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +78,20 @@ def roundtrip(source: Checkpoint, ports: Sequence[Port]) -> Roundtrip:
     for port in ports:
         plans.append(port.plan(mapped))
         mapped = plans[-1].apply(mapped)
+    mapped = _as_written(mapped)
     for port in reversed(ports):
         mapped = port.inverse()(mapped)
     return Roundtrip(source, tuple(plans), mapped)
+
+
+def _as_written(checkpoint: Checkpoint) -> Checkpoint:
+    tensors = LazyTensors(checkpoint.specs, lambda name: _sealed(checkpoint[name].view))
+    return replace(checkpoint, tensors=tensors)
+
+
+def _sealed(view: View) -> View:
+    """The same elements, of which no op can know what made them."""
+    return View.over(view, view.shape)
 
 
 def _culprit(step: Step, rule: Rule, source: Checkpoint) -> int | None:
@@ -89,7 +102,7 @@ def _culprit(step: Step, rule: Rule, source: Checkpoint) -> int | None:
     for index, op in enumerate(rule.ops):
         after = op.apply(views, step.pieces)
         try:
-            back: list[Any] = op.inverse().apply(after, len(views))
+            back: list[Any] = op.inverse().apply([*map(_sealed, after)], len(views))
         except ConverterError:
             return index
         for view, other in zip(views, back, strict=True):

@@ -21,15 +21,22 @@ from converter.tensors import dtype_name
 HALF = 0.5
 
 
-def elementwise(view: View, function: Callable[[Array], Any]) -> View:
-    """A view of the function's results, of the same dtype, in native byte order."""
-    dtype = view.dtype.newbyteorder("=")
+def elementwise(op: UnaryOp, view: View, function: Callable[[Array], Any]) -> View:
+    """A view of the function's results, of the same dtype, in native byte order.
+
+    Where the op undoes what made the view, it is the view before: bit for bit, without rounding
+    twice.
+    """
+    dtype, made = view.dtype.newbyteorder("="), view.storage
+    whole = view.contiguous and view.size == made.size
+    if whole and isinstance(made, Elementwise) and made.maker == op.inverse():
+        return made.view.reshape(view.shape).astype(dtype)
 
     def compute(block: Array) -> Array:
         with np.errstate(all="ignore"):
             return np.asarray(function(block)).astype(dtype, copy=False)
 
-    return View.over(Elementwise(view, compute, dtype), view.shape)
+    return View.over(Elementwise(view, compute, dtype, op), view.shape)
 
 
 class Scale(UnaryOp):
@@ -78,7 +85,7 @@ class Scale(UnaryOp):
         if not number:
             raise OpError(f"scale: {self._number} is no {dtype_name(view.dtype)} but zero")
         function = np.multiply if self.factor is not None else np.divide
-        return elementwise(view, lambda block: function(block, number))
+        return elementwise(self, view, lambda block: function(block, number))
 
     def inverse(self) -> Scale:
         return Scale(factor=self.divisor, divisor=self.factor)
@@ -126,7 +133,7 @@ class Add(UnaryOp):
         function = np.add if self.value >= 0 else np.subtract
 
         def added(part: View) -> View:
-            return elementwise(part, lambda block: function(block, number))
+            return elementwise(self, part, lambda block: function(block, number))
 
         if self.axis is None or self.block is None or self.of is None:
             return added(view)
@@ -161,7 +168,7 @@ class Negate(UnaryOp):
                 expected="numbers with a sign",
                 found=dtype_name(view.dtype),
             )
-        return elementwise(view, np.negative)
+        return elementwise(self, view, np.negative)
 
     def inverse(self) -> Negate:
         return self

@@ -59,6 +59,16 @@ def test_what_is_lost_names_the_op(converter, folder):
     assert "at cast.yaml:7 ({x:word} -> {x}.weight)" in human.out
 
 
+def test_what_is_rounded_is_lost_although_an_op_and_its_inverse_cancel(converter, folder):
+    checkpoints.write(folder / "values.npz", {"x": np.linspace(1, 2, 1000, dtype="f4")})
+    rule = '{source: "{x:word}", target: "{x}.weight", ops: [{scale: {divisor: 127.5}}]}'
+    (folder / "scale.yaml").write_text(f"mapping: 1\nrules:\n  - {rule}\n")
+    result = converter("roundtrip", "values.npz", "-m", "scale.yaml", "--format", "json")
+    assert result.code == 1
+    (loss,) = json.loads(result.out)["losses"]
+    assert loss["op"] == {"scale": {"divisor": 127.5}}
+
+
 def test_no_way_back_says_where(converter, folder):
     checkpoints.write(folder / "values.npz", {"x": np.ones((2, 3), "f4")})
     (folder / "cast.yaml").write_text(CASTS % ("float32", "bfloat16"))

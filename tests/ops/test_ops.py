@@ -864,6 +864,28 @@ def test_bytes_of_the_other_order_are_computed_with():
     assert view.numpy().tolist() == [0, 3, 6, 9]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("scale", {"divisor": 127.5}),
+        ("add", 0.1),
+        ("epsilon", {"from": 1e-3, "to": 1e-5}),
+        ("negate", {}),
+    ],
+)
+def test_an_op_and_its_inverse_cancel(name, value):
+    """Without a file between, not even a bit is rounded, whatever is permuted on the way."""
+    op = OPS[name].model_validate(value)
+    array = np.random.default_rng(0).uniform(0.5, 2, (40, 60)).astype("f4")
+    (there,) = op.apply([View.of(array).transpose((1, 0))], 1)
+    (back,) = op.inverse().apply([there.transpose((1, 0)).flip(0).flip(0).transpose((1, 0))], 1)
+    assert bits(back.transpose((1, 0)).numpy()) == bits(array)
+    through_memory = op.inverse().apply([View.of(there.numpy())], 1)[0].numpy().T
+    assert (bits(through_memory) == bits(array)) == (op.exactness == "exact")
+    part = op.inverse().apply([there.take(0, 1, 3)], 1)[0].numpy().T
+    np.testing.assert_allclose(part, array[:, 1:3], rtol=1e-5, atol=1e-7)
+
+
 def test_another_epsilon_shifts_the_variance():
     variance = np.array([0.5, 2], np.float32)
     op = OPS["epsilon"].model_validate({"from": 1e-3, "to": 1e-5})
