@@ -91,7 +91,8 @@ def best(
 
 def numbers(entry: Entry, size: str, seen: list[int]) -> list[int]:
     """What a size may be, by names or tables; the file's own number first, as that of most."""
-    default = entry.sizes[size] or 1
+    given = entry.sizes[size]
+    default = 1 if given is None else given
     found = seen or entry.tabled(size) or [default]
     return sorted(found, key=lambda number: (number != default, number))
 

@@ -26,7 +26,7 @@ from converter.tensors import TensorSpec, from_arrays
 BLOCKS = [name for name in shipped_names() if name.startswith("layers/")]
 TWO = dict.fromkeys("cdhinotuvw", 2) | {"heads": 2, "groups": 2, "multiplier": 2, "parts": 4}
 SIZES = {  # of the layers: all different, square matrices, nothing but twos
-    "different": {"heads": 2, "groups": 2, "d": 3, "h": 2, "w": 3, "multiplier": 2},
+    "different": {"heads": 2, "groups": 2, "d": 3, "h": 2, "w": 3, "i": 4, "multiplier": 2},
     "square": TWO | {"c": 4, "i": 4, "o": 4, "u": 4},
     "two": TWO,
 }

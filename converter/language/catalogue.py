@@ -68,8 +68,12 @@ class Entry:
         return dict(self.document.data.get("sizes") or {})
 
     def tabled(self, size: str) -> list[int]:
-        """The numbers that a size may have where a table is looked up by it."""
+        """The numbers that a size may have where a table is looked up by it, in includes too."""
         found: set[int] = set()
+        for include in self.document.data.get("include", ()):
+            for inner, given in (include.get("sizes") or {}).items():
+                if given == size:
+                    found.update(_entry(include["mapping"]).tabled(inner))
         for text in yaml.texts(self.document.data):
             for table, keys in _LOOKUP.findall(text):
                 parts = [key.strip() for key in keys.split(",")]
@@ -101,7 +105,7 @@ class Entry:
 @cache
 def entries() -> list[Entry]:
     """Every shipped mapping, by name."""
-    return [Entry(name, _read(name)) for name in shipped_names()]
+    return [_entry(name) for name in shipped_names()]
 
 
 def path_of(name: str) -> Path:
@@ -109,9 +113,10 @@ def path_of(name: str) -> Path:
     return shipped() / f"{name}.yaml"
 
 
-def _read(name: str) -> yaml.Document:
+@cache
+def _entry(name: str) -> Entry:
     path = path_of(name)
-    return read(path.read_text(encoding="utf-8"), path)
+    return Entry(name, read(path.read_text(encoding="utf-8"), path))
 
 
 def _tells(template: names.Template, size: str) -> bool:
