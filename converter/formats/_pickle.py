@@ -223,7 +223,7 @@ class Unpickler:
         self.data = data
         self.position = position
         self.stack: list[Any] = []
-        self.memo: dict[int, Any] = {}
+        self.memo: list[Any] = []  # picklers number what they remember from 0 on, or from 1
         self.persistent = persistent
         self._table = table
         self._makers: dict[int, Callable[..., Any]] = {}  # by the id of a stub: all stubs live on
@@ -254,34 +254,60 @@ class Unpickler:
             error.offset = self._opcode if error.offset is None else error.offset
             raise
 
-    def _run(self) -> Any:  # noqa: C901 - calls would double the time of the inner loop
-        """Run opcodes until the last; the ones of which a tensor has many are done here."""
-        data, memo, stack = self.data, self.memo, self.stack
+    def _run(self) -> Any:  # noqa: C901, PLR0915 - calls would double the time of the loop
+        """Run opcodes until the last.
+
+        The ones of which a tensor has many are done here, where nothing is wrong with them.
+        """
+        data, memo, stack, outer = self.data, self.memo, self.stack, self._outer
+        nbytes, natural = len(data), int.from_bytes
         at = self.position
         try:
             for _ in range(MAX_OPCODES):
                 code = data[at]
-                if code == _LONG_BINPUT and len(memo) < MAX_MEMO:
-                    memo[int.from_bytes(data[at + 1 : at + 5], "little")] = stack[-1]
+                if (
+                    code == _LONG_BINPUT
+                    and natural(data[at + 1 : at + 5], "little") == len(memo) < MAX_MEMO
+                ):
+                    memo.append(stack[-1])
                     at += 5  # beyond the end, the next opcode is missing
-                elif code == _BINGET:
-                    stack.append(memo[data[at + 1]])
-                    at += 2
                 elif code == _BININT1:
                     stack.append(data[at + 1])
                     at += 2
-                elif code == _BININT2:
-                    stack.append(int.from_bytes(data[at + 1 : at + 3], "little"))
-                    at += 3
-                elif code == _TUPLE2:
-                    last = stack.pop()
-                    stack[-1] = (stack[-1], last)
+                elif (
+                    code == _BINGET
+                    and (number := data[at + 1]) < len(memo)
+                    and (value := memo[number]) is not _NOTHING
+                ):
+                    stack.append(value)
+                    at += 2
+                elif code == _MARK and len(outer) < MAX_DEPTH:
+                    outer.append(stack)
+                    stack = []
                     at += 1
+                elif code == _TUPLE:
+                    value = tuple(stack)
+                    stack = outer.pop()
+                    stack.append(value)
+                    at += 1
+                elif code == _TUPLE2:
+                    value = stack.pop()
+                    stack[-1] = (stack[-1], value)
+                    at += 1
+                elif (
+                    code == _BINUNICODE
+                    and (stop := at + 5 + natural(data[at + 1 : at + 5], "little")) <= nbytes
+                ):
+                    stack.append(str(data[at + 5 : stop], "utf-8", "surrogatepass"))
+                    at = stop
+                elif code == _BININT2:
+                    stack.append(natural(data[at + 1 : at + 3], "little"))
+                    at += 3
                 elif code == _STOP:
                     self.position = at + 1
                     return stack.pop()
                 else:
-                    self._opcode, self.position = at, at + 1
+                    self._opcode, self.position, self.stack = at, at + 1, stack
                     _HANDLERS[code](self)
                     at, stack = self.position, self.stack
         except BaseException:
@@ -330,9 +356,19 @@ class Unpickler:
 
     def put(self, number: int) -> None:
         """Remember the top of the stack."""
-        if len(self.memo) >= MAX_MEMO:
+        if number >= MAX_MEMO:
             raise self.limit(f"{MAX_MEMO} remembered values")
+        if number < 0:
+            raise ValueError("a negative number of what is remembered")
+        self.memo += [_NOTHING] * (number + 1 - len(self.memo))
         self.memo[number] = self.stack[-1]
+
+    def get(self, number: int) -> None:
+        """Push what was remembered under a number."""
+        value = self.memo[number] if 0 <= number < len(self.memo) else _NOTHING
+        if value is _NOTHING:
+            raise KeyError(number)
+        self.stack.append(value)
 
     def stub(self, module: Any, name: Any) -> Stub:
         """The one `Stub` of this global."""
@@ -426,7 +462,9 @@ class Unpickler:
 
 Opcode = Callable[[Unpickler], Any]
 
-_LONG_BINPUT, _BINGET, _BININT1, _BININT2, _TUPLE2, _STOP = b"rhKM\x86."
+_LONG_BINPUT, _BINGET, _BININT1, _BININT2, _BINUNICODE = b"rhKMX"
+_MARK, _TUPLE, _TUPLE2, _STOP = b"(t\x86."
+_NOTHING: Any = object()  # under numbers that were left out
 _SIZED = frozenset({list, tuple, dict, set, frozenset, str, bytes})
 _I32, _F64 = struct.Struct("<i"), struct.Struct(">d")
 
@@ -451,17 +489,6 @@ def _text(nbytes: int) -> Opcode:
         machine.position = stop
 
     return run
-
-
-def _put(machine: Unpickler) -> None:
-    machine.put(machine.data[machine.position])
-    machine.position += 1
-
-
-def _get_far(machine: Unpickler) -> None:
-    at = machine.position
-    machine.position = at + 4
-    machine.stack.append(machine.memo[int.from_bytes(machine.data[at : at + 4], "little")])
 
 
 def _tuple_of(size: int) -> Opcode:
@@ -610,7 +637,7 @@ def _object(machine: Unpickler) -> Any:
     return machine.call(function, tuple(args))
 
 
-_OPCODES: Mapping[bytes, Opcode] = {  # K, M, h, r and \x86 are done by `Unpickler._run`
+_OPCODES: Mapping[bytes, Opcode] = {  # but for K, M, \x86 and ., which `Unpickler._run` does
     # constants and numbers
     b"N": _constant(None),
     b"\x88": _constant(True),
@@ -656,11 +683,12 @@ _OPCODES: Mapping[bytes, Opcode] = {  # K, M, h, r and \x86 are done by `Unpickl
     b"1": Unpickler.pop_mark,
     b"2": _push(lambda machine: machine.stack[-1]),
     b"p": lambda machine: machine.put(int(machine.line())),
-    b"q": _put,
-    b"r": lambda machine: machine.put(machine.natural(4)),  # one too many
+    b"q": lambda machine: machine.put(machine.natural(1)),
+    b"r": lambda machine: machine.put(machine.natural(4)),
     b"\x94": lambda machine: machine.put(len(machine.memo)),
-    b"g": _push(lambda machine: machine.memo[int(machine.line())]),
-    b"j": _get_far,
+    b"g": lambda machine: machine.get(int(machine.line())),
+    b"h": lambda machine: machine.get(machine.natural(1)),
+    b"j": lambda machine: machine.get(machine.natural(4)),
     # globals and objects
     b"c": _push(lambda machine: machine.stub(machine.line(), machine.line())),
     b"\x93": _push(_stack_global),
