@@ -116,8 +116,8 @@ FORMATS = (
     Format("dcp", "PyTorch DCP folder", (), "converter.formats.dcp", writes=False),
     Format(
         "sharded",
-        "safetensors or PyTorch shards with an index",
-        (".safetensors.index.json", ".bin.index.json"),
+        "safetensors, PyTorch or Keras shards with an index",
+        (".safetensors.index.json", ".bin.index.json", ".weights.json"),
         "converter.formats.sharded",
     ),
     Format(

@@ -62,7 +62,7 @@ class FileSink:
         adopted = journal.adopted if journal else {}
         missing = {path: body for path, body in bodies.items() if path not in adopted}
         self.files: Sequence[Path] = (*bodies, *extra)
-        self.order = [name for body in missing.values() for name in body.order]
+        self.order: Sequence[str] = [name for body in missing.values() for name in body.order]
         self.resumed = sum(len(list(bodies[path].names)) for path in adopted)
         self._bodies = dict(missing)
         self._left = {path: len(body.order) for path, body in missing.items()}

@@ -314,6 +314,35 @@ class _Plan(Plan):
         return f"{MODEL}/{name}"
 
 
+class Body:
+    """The content of an HDF5 file, which is laid out when it begins."""
+
+    def __init__(self, specs: Mapping[str, TensorSpec], plan: Plan) -> None:
+        self.names = self.order = tuple(specs)
+        self.nbytes = sum(spec.nbytes for spec in specs.values())
+        self._specs, self._plan = specs, plan
+
+    def begin(self, staged: StagedFile) -> None:
+        """Take the file, and write all of it but the values."""
+        stored = {self._plan.path(name): spec for name, spec in self._specs.items()}
+        offsets = _hdf5.lay_out(staged, stored, self._plan.groups)
+        offsets = {name: offsets[self._plan.path(name)] for name in self._specs}
+        self._values = _hdf5.Values(staged, self._specs, offsets)
+        self.order = self._values.order
+
+    def place(self, name: str) -> int:
+        """The offset of a tensor's elements."""
+        return self._values.place(name)[1]
+
+    def write(self, name: str, chunks: Iterable[NDArray[Any]], *, placed: bool) -> None:
+        """Take a tensor as consecutive 1-D pieces, at its place in the file."""
+        self._values.write(name, chunks, placed=placed)
+
+    def finish(self) -> None:
+        """Raise `TargetError` when a tensor was never written."""
+        self._values.finish()
+
+
 class Sink:
     """Takes the values of an HDF5 file that is laid out already."""
 
@@ -321,15 +350,12 @@ class Sink:
         self, path: Path, specs: Mapping[str, TensorSpec], plan: Plan, *, overwrite: bool
     ) -> None:
         self.files = (path,)
-        nbytes = sum(spec.nbytes for spec in specs.values())
-        self._publication = Publication([path], overwrite=overwrite, nbytes=nbytes)
+        self._body = Body(specs, plan)
+        self._publication = Publication([path], overwrite=overwrite, nbytes=self._body.nbytes)
         try:
-            staged = self._stage()
-            stored = {plan.path(name): spec for name, spec in specs.items()}
-            offsets = _hdf5.lay_out(staged, stored, plan.groups)
-            offsets = {name: offsets[plan.path(name)] for name in specs}
-            self._values = _hdf5.Values(staged, specs, offsets)
-            self.order = self._values.order
+            self._staged = self._stage()
+            self._body.begin(self._staged)
+            self.order = self._body.order
         except BaseException:
             self.abort()
             raise
@@ -343,18 +369,18 @@ class Sink:
 
     def place(self, name: str) -> tuple[StagedFile, int]:
         """Where a tensor's elements lie."""
-        return self._values.place(name)
+        return self._staged, self._body.place(name)
 
     def write(self, name: str, chunks: Iterable[NDArray[Any]], *, placed: bool = False) -> None:
         """Take a tensor as consecutive 1-D pieces, at its place in the file."""
         with context(path=self.files[0]):
-            self._values.write(name, chunks, placed=placed)
+            self._body.write(name, chunks, placed=placed)
 
     def commit(self) -> None:
         """Publish; raises `TargetError` when a tensor was never written."""
         try:
             with context(path=self.files[0]):
-                self._values.finish()
+                self._body.finish()
                 self._finish()
             self._publication.commit()
         finally:

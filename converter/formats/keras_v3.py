@@ -64,7 +64,8 @@ def recognise(probe: Probe) -> bool:
         return b'"weight_map"' in probe.head and b".weights.h5" in probe.head
     if not probe.head:
         return (probe.path / WEIGHTS).is_file() and (probe.path / CONFIG).is_file()
-    return probe.head.startswith(b"PK\x03\x04") and _is_archive(probe)
+    first = first_name(probe.head)
+    return bool(first) and not first.endswith(b".npy") and _is_archive(probe)
 
 
 def _is_archive(probe: Probe) -> bool:
@@ -297,6 +298,26 @@ def _sibling(index: Path, name: str) -> str:
 # ── writing ──────────────────────────────────────────────────────────────────────────────────────
 
 problem = _hdf5.problem
+
+
+def stored_nbytes(spec: TensorSpec) -> int:
+    """Bytes of a tensor in a file."""
+    return spec.nbytes
+
+
+def body(
+    path: Path,
+    specs: Mapping[str, TensorSpec],
+    metadata: Mapping[str, str],
+    ties: Sequence[Sequence[str]],  # noqa: ARG001 - tied names are each written in full
+) -> keras_h5.Body:
+    """What goes into the shard `path`; raises `UnrepresentableError`."""
+    with context(path=path):
+        _hdf5.check(specs)
+    groups = {name.rpartition("/")[0] for name in specs}
+    known = _known_layers(metadata).items()
+    layers = {layer: name for layer, name in known if f"{layer}/vars".lstrip("/") in groups}
+    return keras_h5.Body(specs, _Plan(specs, {**metadata, NAMES: json.dumps(layers)}))
 
 
 def create(

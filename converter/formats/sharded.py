@@ -26,7 +26,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from converter import __version__, formats
 from converter.errors import (
@@ -42,8 +42,9 @@ from converter.errors import (
     context,
 )
 from converter.files import File, Interim
-from converter.formats import Probe, _torch_write, safetensors
+from converter.formats import Probe, Sink, _torch_write, safetensors
 from converter.formats._names import shown
+from converter.formats._shards import INDEX, SHARD, SUFFIXES, Target
 from converter.formats._sink import Body, FileSink
 from converter.journal import Journal, Obsolete
 from converter.layout import View
@@ -52,11 +53,7 @@ from converter.tensors import Checkpoint, LazyTensors, TensorSpec
 MAX_INDEX = 100_000_000  # bytes
 MAX_SHARDS = 10_000
 SHARD_NBYTES = 5_000_000_000  # of one shard, unless told
-INDEX = ".index.json"
-
 _HOLDERS = ("safetensors", "torch", "torch-legacy")  # the formats of shards
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5,})-of-(?P<total>\d{5,})(?P<suffix>\.\w+)")
 
 
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────
@@ -74,7 +71,7 @@ def recognise(probe: Probe) -> bool:
 
 def _indices(folder: Path) -> list[Path]:
     """The indices in a folder, those of the better format only."""
-    for suffix in _SUFFIXES:
+    for suffix in SUFFIXES:
         found = sorted(folder.glob(f"*{suffix}{INDEX}"))
         if found:
             return found
@@ -141,7 +138,7 @@ def _only_index(folder: Path) -> Path:
     return found[0]
 
 
-def _read_index(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+def _parsed(path: Path) -> Any:
     file = File(path)
     try:
         if file.size > MAX_INDEX:
@@ -150,11 +147,15 @@ def _read_index(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     finally:
         file.close()
     try:
-        index = json.loads(data.decode(), object_pairs_hook=_object)
+        return json.loads(data.decode(), object_pairs_hook=_object)
     except RecursionError as error:
         raise LimitError("the index is nested too deeply") from error
     except ValueError as error:
         raise CorruptFileError(f"the index is not JSON: {error}") from error
+
+
+def _read_index(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    index = _parsed(path)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     metadata = (index.get("metadata") or {}) if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not isinstance(metadata, dict):
@@ -177,11 +178,11 @@ def _check_shard_name(tensor: str, name: Any) -> None:
     if not isinstance(name, str):
         raise CorruptFileError("a shard's name is not text", tensor=shown(tensor))
     plain = re.fullmatch(r"[^/\\\0-\x1f\x7f:]{1,255}", name) and not name.startswith(".")
-    if not plain or not name.endswith(_SUFFIXES):
+    if not plain or not name.endswith(SUFFIXES):
         raise UnsafeContentError(
             "the index leads to something else than a file beside it",
             tensor=shown(tensor),
-            expected=f"a plain name that ends in {', '.join(_SUFFIXES)}",
+            expected=f"a plain name that ends in {', '.join(SUFFIXES)}",
             found=shown(name),
         )
 
@@ -190,7 +191,7 @@ def _check_set(index: Path, names: Sequence[str]) -> None:
     """Where shards are numbered, the index names all of them, and the folder has no more."""
     if len(names) > MAX_SHARDS:
         raise LimitError("too many shards", expected=f"<= {MAX_SHARDS}", found=len(names))
-    numbered = {(m["stem"], m["total"], m["suffix"]) for m in map(_SHARD.fullmatch, names) if m}
+    numbered = {(m["stem"], m["total"], m["suffix"]) for m in map(SHARD.fullmatch, names) if m}
     for stem, total, suffix in sorted(numbered):
         pattern = re.compile(
             rf"{re.escape(stem)}-(?P<number>\d{{5,}})-of-{total}{re.escape(suffix)}"
@@ -272,36 +273,6 @@ def problem(name: str, spec: TensorSpec) -> str:
     return safetensors.problem(name, spec) or _torch_write.problem(name, spec)
 
 
-class Target(NamedTuple):
-    """The names of a set: `model` and `.safetensors` for `model.safetensors.index.json`."""
-
-    path: Path  # of the index
-    stem: str
-    suffix: str
-
-    @classmethod
-    def of(cls, path: Path) -> Target:
-        """Take the path of an index, or of the file that would be the only one."""
-        base = Path(path.name.removesuffix(INDEX))
-        if base.suffix not in _SUFFIXES or not base.stem:
-            known = ", ".join(f"*{suffix}{INDEX}" for suffix in _SUFFIXES)
-            raise TargetError(
-                "the name does not tell the kind of shards", path=path, expected=known
-            )
-        return cls(path.with_name(base.name + INDEX), base.stem, base.suffix)
-
-    @property
-    def kind(self) -> Any:
-        """The module that lays shards out."""
-        return safetensors if self.suffix == ".safetensors" else _torch_write
-
-    def shards(self, total: int, mark: str = "") -> list[Path]:
-        """The paths of so many shards."""
-        numbers = range(1, total + 1)
-        names = (f"{self.stem}{mark}-{n:05}-of-{total:05}{self.suffix}" for n in numbers)
-        return [self.path.with_name(name) for name in names]
-
-
 def create(  # noqa: PLR0913 - what a target must know
     path: Path,
     specs: Mapping[str, TensorSpec],
@@ -311,7 +282,7 @@ def create(  # noqa: PLR0913 - what a target must know
     overwrite: bool,
     shard_nbytes: int = SHARD_NBYTES,
     resume: str | None = None,
-) -> FileSink:
+) -> Sink:
     """A sink for a set of shards of at most `shard_nbytes` bytes each, or of one tensor.
 
     `path` is the index; or the file that is written, alone, when one is enough.  `resume` tells
@@ -323,13 +294,11 @@ def create(  # noqa: PLR0913 - what a target must know
     target = Target.of(path)
     kind = target.kind
     for name, spec in specs.items():
-        if trouble := problem(name, spec):
+        if trouble := problem(name, spec) or kind.problem(name, spec):
             raise UnrepresentableError(trouble, path=path, tensor=shown(name), found=spec)
     groups = split(specs, ties if kind is _torch_write else (), kind, shard_nbytes)
     if len(groups) == 1 and path != target.path:
-        single: FileSink = kind.create(
-            path, specs, metadata=metadata, ties=ties, overwrite=overwrite
-        )
+        single: Sink = kind.create(path, specs, metadata=metadata, ties=ties, overwrite=overwrite)
         return single
     paths = target.shards(len(groups))
     bodies = {
@@ -421,7 +390,7 @@ class _ShardedSink(FileSink):
     def _left_over(self) -> list[Path]:
         """What the set that is there, and those before it, will leave over; it is written down."""
         used = _old_shards(self._target)
-        noted = _shards_named(self._target, self._obsolete.names)
+        noted = self._target.owned(self._obsolete.names)
         new = self._target.shards(len(self._groups))
         left = [path for path in dict.fromkeys((*used, *noted)) if path not in new]
         if left:
@@ -439,9 +408,8 @@ class _ShardedSink(FileSink):
 
     def _index(self, paths: Sequence[Path]) -> bytes:
         pairs = zip(paths, self._groups, strict=True)
-        weight_map = {name: path.name for path, group in pairs for name in group}
-        index = {"metadata": {"total_size": self._total}, "weight_map": weight_map}
-        return (json.dumps(index, indent=2, sort_keys=True)).encode()
+        homes = {name: path.name for path, group in pairs for name in group}
+        return self._target.index(homes, self._total)
 
 
 def _begun(target: Target) -> list[Path]:
@@ -451,21 +419,14 @@ def _begun(target: Target) -> list[Path]:
         found = [pattern.fullmatch(path.name) for path in target.path.parent.iterdir()]
     except OSError:
         return []
-    return _shards_named(target, [m[1] for m in found if m])
-
-
-def _shards_named(target: Target, names: Iterable[str]) -> list[Path]:
-    """The paths of those names that are shards of this stem."""
-    matches = [m for m in map(_SHARD.fullmatch, names) if m]
-    ours = (m[0] for m in matches if (m["stem"], m["suffix"]) == (target.stem, target.suffix))
-    return [target.path.with_name(name) for name in ours]
+    return target.owned(m[1] for m in found if m)
 
 
 def _old_shards(target: Target) -> list[Path]:
     """The numbered shards of a set that is to be replaced; none when its index is no index."""
     try:
-        _, weight_map = _read_index(target.path)
-    except (ConverterError, OSError):
+        values = _parsed(target.path)["weight_map"].values()
+    except (ConverterError, OSError, AttributeError, LookupError, TypeError):
         return []
-    names = sorted(set(weight_map.values()))
-    return [target.path.with_name(name) for name in names if _SHARD.fullmatch(name)]
+    listed = (name for value in values for name in (value if isinstance(value, list) else [value]))
+    return target.owned(sorted({name for name in listed if isinstance(name, str)}))

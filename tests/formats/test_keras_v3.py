@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from conformance import (
     NAMES,
-    NUMPY,
     Array,
     Arrays,
     FormatConformance,
@@ -30,6 +29,7 @@ from converter.errors import (
     ConverterError,
     CorruptFileError,
     NotFoundError,
+    TargetExistsError,
     UnrepresentableError,
     UnsafeContentError,
     UnsupportedError,
@@ -45,7 +45,6 @@ CONFIG = '{"class_name": "Sequential"}'
 class TestWeights(FormatConformance):
     format = "keras-v3"
     target = "model.weights.h5"
-    dtypes = (*NUMPY.split(), "bfloat16")
     metadata = MappingProxyType({})
     names = BARE
 
@@ -119,7 +118,7 @@ print(json.dumps({"digest": digest(model), "steps": int(model.optimizer.iteratio
 """
 LOAD = """
 found = {}
-for name in ("m.weights.h5", "from_shards.weights.h5"):
+for name in ("m.weights.h5", "from_shards.weights.h5", "s.weights.json"):
     model = build()
     model.load_weights(f"{FOLDER}/{name}")
     found[name] = digest(model)
@@ -151,6 +150,10 @@ def test_keras_files_are_read_and_written_back(tmp_path: Path) -> None:
         converter.save(checkpoint, ours / "m.weights.h5")
     with converter.open(theirs / "s.weights.json") as checkpoint:
         converter.save(checkpoint, ours / "from_shards.weights.h5")
+        converter.save(checkpoint, ours / "s.weights.h5", shard_nbytes=300)
+    assert len(list(ours.glob("s_*.weights.h5"))) > 1
+    assert not (ours / "s.weights.h5").exists()
+    assert differences(read(ours / "s.weights.json"), expected) == []
     with h5py.File(ours / "m.weights.h5") as file:
         assert file["layers/conv2d_1/vars"].attrs["name"] == "more0"
     found = keras(MODEL, f"FOLDER = {str(ours)!r}", LOAD)
@@ -352,3 +355,49 @@ def test_aliases_follow_from_names_and_classes_of_layers(tmp_path: Path) -> None
         }
         assert checkpoint.aliases["layers/conv2d_11/vars/0"] == ("c12/kernel",)
         assert checkpoint.aliases["layers/sequential/layers/dense/vars/1"] == ("block/inner/bias",)
+
+
+SHARDED = {f"layers/dense/vars/{n}": make("float32", (n + 2,)) for n in range(4)} | {
+    "vars/0": make("int64", ())
+}
+
+
+def in_shards(path: Path, nbytes: int, **options: Any) -> list[str]:
+    converter.save(converter.from_arrays(SHARDED), path, shard_nbytes=nbytes, **options)
+    assert differences(read(path.with_name("m.weights.json")), SHARDED) == []
+    return sorted(each.name for each in path.parent.iterdir())
+
+
+def test_shards_are_as_keras_calls_them(tmp_path: Path) -> None:
+    files = in_shards(tmp_path / "m.weights.h5", 24)
+    shards = [f"m_{n:05}.weights.h5" for n in range(4)]
+    assert files == ["m.weights.json", *shards]
+    assert json.loads((tmp_path / "m.weights.json").read_text()) == {
+        "metadata": {"total_size": 64},
+        "weight_map": {"/layers/dense/vars": shards[:3], "/vars": shards[3:]},
+    }
+    with h5py.File(tmp_path / shards[0]) as file:
+        assert [*file["layers/dense/vars"]] == ["0", "1"]
+        assert [*file] == ["layers"]
+
+
+def test_a_set_that_is_replaced_leaves_nothing_over(tmp_path: Path) -> None:
+    path = tmp_path / "m.weights.json"
+    assert len(in_shards(path, 24)) == 5
+    with pytest.raises(TargetExistsError, match="exists"):
+        in_shards(path, 40)
+    assert len(in_shards(path, 40, overwrite=True)) == 3
+    assert len(in_shards(path, 1000, overwrite=True)) == 2
+    converter.save(converter.from_arrays(SHARDED), tmp_path / "one.weights.h5", shard_nbytes=1000)
+    assert differences(read(tmp_path / "one.weights.h5"), SHARDED) == []
+
+
+def test_layers_are_named_in_the_shard_that_has_them(tmp_path: Path) -> None:
+    arrays = {f"layers/{layer}/vars/0": make("float32", (4,)) for layer in ("dense", "dense_1")}
+    names = {"layers/dense": "first", "layers/dense_1": "second", "layers/dense_2": "none"}
+    source = converter.from_arrays(arrays, metadata={"layer_names": json.dumps(names)})
+    converter.save(source, tmp_path / "m.weights.h5", shard_nbytes=16)
+    for n, (layer, name) in enumerate([("dense", "first"), ("dense_1", "second")]):
+        with h5py.File(tmp_path / f"m_{n:05}.weights.h5") as file:
+            assert [*file["layers"]] == [layer]
+            assert file[f"layers/{layer}/vars"].attrs["name"] == name
