@@ -50,7 +50,10 @@ class _Ops(Mapping[str, type[Op]]):
         if self._brought is None:
             from importlib.metadata import entry_points
 
-            self._brought = {point.name: _brought(point) for point in entry_points(group=GROUP)}
+            found: dict[str, type[Op]] = {}
+            for point in entry_points(group=GROUP):
+                found[point.name] = _brought(point, known=point.name in found)
+            self._brought = found
         return self._brought
 
     def __getitem__(self, name: str) -> type[Op]:
@@ -68,14 +71,14 @@ class _Ops(Mapping[str, type[Op]]):
         return len(SHIPPED) + len(self.brought)
 
 
-def _brought(point: Any) -> type[Op]:
+def _brought(point: Any, *, known: bool) -> type[Op]:
     """The op of another package, which is an op and stands for no other."""
-    wrong = ""
     try:
         op = point.load()
     except Exception as error:  # noqa: BLE001 - the package's own code runs here
         wrong = f"cannot be imported: {type(error).__name__}: {error}"
     else:
+        wrong = "is brought by another package, too" if known else ""
         if not (isinstance(op, type) and issubclass(op, Op)):
             wrong = "is no subclass of converter.ops.Op"
         elif getattr(op, "name", "") != point.name or point.name in SHIPPED:
@@ -83,8 +86,10 @@ def _brought(point: Any) -> type[Op]:
         elif not getattr(op, "about", ""):
             wrong = "does not say what it is `about`"
     if wrong:
-        message = f"the op '{point.name}', which {point.value} brings, {wrong}"
-        raise MappingError([Diagnostic("MAP109", message)])
+        package = f"the package {point.dist.name}" if point.dist else "a package"
+        message = f"the op '{point.name}', which {package} brings ({point.value}), {wrong}"
+        hint = "repair the package, or remove it"
+        raise MappingError([Diagnostic("MAP109", message, hint=hint)])
     return op  # type: ignore[no-any-return]
 
 

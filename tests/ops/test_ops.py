@@ -1075,6 +1075,7 @@ class Point:
     name: str
     brings: Any
     value: str = "other.package:thing"
+    dist: Any = None
 
     def load(self) -> Any:
         if isinstance(self.brings, Exception):
