@@ -252,13 +252,14 @@ class Walk:
 
     def find(self, value: Any, name: str, depth: int = 0, *, in_module: bool = False) -> None:
         """Take a value in, under its name."""
-        if not self._holds_tensors(value, depth):
+        tensor = _is_tensor(value)
+        if not tensor and not self._holds_tensors(value, depth):
             if (not in_module or _is_special(value)) and (name or value != {}):
                 self._skip(name or "value", _reason(value))
             return
         if name and (problem := name_problem(name)):
             raise CorruptFileError(f"its name {problem}", tensor=shown(name))
-        if _is_tensor(value):
+        if tensor:
             self._add(name or "tensor", value)
             return
         _check_depth(depth)  # again: a container may be in itself
@@ -309,9 +310,9 @@ def _check_depth(depth: int) -> None:
 
 
 def _is_tensor(value: Any) -> bool:
-    if isinstance(value, NumpyArray):
-        return value.elements is not None
-    return isinstance(value, Strided)
+    return isinstance(value, Strided) or (
+        isinstance(value, NumpyArray) and value.elements is not None
+    )
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:

@@ -74,6 +74,16 @@ class Member(NamedTuple):
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────
 
 
+def first_name(head: bytes) -> bytes:
+    """The name of the first member of the zip that begins so, which often tells what it is for.
+
+    b"" where this is not the beginning of a zip with members.
+    """
+    if not head.startswith(b"PK\x03\x04"):
+        return b""
+    return head[_LOCAL.size :][: int.from_bytes(head[26:28], "little")]
+
+
 class _End(NamedTuple):
     """What the end records say; `limit` is where the central directory has to end."""
 
@@ -105,15 +115,17 @@ def members(file: File, start: int = 0, stop: int | None = None) -> dict[str, Me
             hint="bytes were cut out or put in; a broken download is the usual cause",
         )
     entries = _directory(file, start, end)
-    for name, number in Counter(entry.name for entry in entries).items():
-        if number > 1:
-            raise _corrupt(file, end.limit, f"two zip members are named {name.decode('cp437')!r}")
+    names = [entry.name for entry in entries]
+    if len(set(names)) < len(names):
+        ((name, _),) = Counter(names).most_common(1)
+        raise _corrupt(file, end.limit, f"two zip members are named {name.decode('cp437')!r}")
     found = {}
-    for entry, head, at in _local_headers(file, sorted(entries, key=_header), end.limit):
+    in_file = sorted(entries, key=_header)
+    for entry, head, at in _local_headers(file, in_file, end.limit):
         member = _member(file, entry, head, at)
         found[member.name] = member
     _check_apart(file, found.values(), start + end.offset)
-    return {name: found[name] for name in map(_name, entries)}
+    return found if in_file == entries else {name: found[name] for name in map(_name, entries)}
 
 
 def read(file: File, member: Member, limit: int) -> bytes:
@@ -202,9 +214,8 @@ def _directory(file: File, start: int, end: _End) -> list[_Central]:
     for _ in range(end.members):
         if at + _CENTRAL.size > end.nbytes or not data.startswith(b"PK\x01\x02", at):
             raise _corrupt(file, start + end.offset + at, "the zip directory ends early")
-        entry = _CENTRAL.unpack_from(data, at)
-        flags, method, crc, stored, size = entry[3], entry[4], *entry[7:10]
-        name_size, extra_size, comment_size, disk, offset = *entry[10:14], entry[16]
+        _, _, _, flags, method, _, _, crc, stored, size, *rest = _CENTRAL.unpack_from(data, at)
+        name_size, extra_size, comment_size, disk, _, _, offset = rest
         name_at = at + _CENTRAL.size
         extra_at = name_at + name_size
         at = extra_at + extra_size + comment_size
@@ -281,19 +292,19 @@ def _member(file: File, entry: _Central, head: bytes, at: int) -> Member:
     if not head.startswith(b"PK\x03\x04", at) or at + _LOCAL.size > len(head):
         raise _corrupt(file, entry.header, "the zip directory points at something else")
     local = _LOCAL.unpack_from(head, at)
-    flags, method, name_size, extra_size = local[2], local[3], local[9], local[10]
+    _, _, flags, method, _, _, crc, stored, size, name_size, extra_size = local
     at += _LOCAL.size
     if at + name_size + extra_size > len(head):
         at, head = 0, file.read(entry.header + _LOCAL.size, name_size + extra_size)
-    if name_size != len(entry.name) or not head.startswith(entry.name, at) or method != entry[2]:
+    known = entry.name
+    if name_size != len(known) or not head.startswith(known, at) or method != entry.method:
         raise _corrupt(file, entry.header, "a zip member has two names, or two methods")
-    facts = local[6:9]  # crc and sizes
-    if _FULL32 in facts[1:]:
+    if _FULL32 in (stored, size):
         extra = head[at + name_size : at + name_size + extra_size]
-        size, stored = _wide(file, extra, (facts[2], facts[1]))
-        facts = (facts[0], stored, size)
-    if facts != entry[3:6]:
-        _check_facts(file, entry, facts, later=bool(flags & _DESCRIPTOR))
+        size, stored = _wide(file, extra, (size, stored))
+    later = bool(flags & _DESCRIPTOR)
+    if (crc, stored, size) != (0, 0, 0) or not later:
+        _check_facts(file, entry, (crc, stored, size), later=later)
     _check_method(file, entry, flags)
     offset = entry.header + _LOCAL.size + name_size + extra_size
     name = _name(entry)
@@ -304,6 +315,8 @@ def _member(file: File, entry: _Central, head: bytes, at: int) -> Member:
 
 def _check_facts(file: File, entry: _Central, facts: Sequence[int], *, later: bool) -> None:
     """Crc and sizes may be 0 in the local header when they follow the data."""
+    if facts == entry[3:6]:
+        return
     for here, there in zip(facts, entry[3:6], strict=True):
         if here != there and not (later and here == 0):
             raise _corrupt(file, entry.header, "the two headers of a zip member disagree")

@@ -44,7 +44,7 @@ from converter.files import BLOCK, Checksum, File, StagedFile
 from converter.formats import Probe, _hdf5, keras_h5
 from converter.formats._hdf5 import Dataset, Group
 from converter.formats._names import name_problem, shown
-from converter.formats._zip import STORED, Member, ZipLayout, ZipWriter, members, read
+from converter.formats._zip import STORED, Member, ZipLayout, ZipWriter, first_name, members, read
 from converter.tensors import Checkpoint, TensorSpec
 
 MAX_JSON = 100_000_000  # bytes

@@ -27,6 +27,7 @@ import threading
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -56,6 +57,7 @@ from converter.formats._zip import (
     Member,
     ZipLayout,
     ZipWriter,
+    first_name,
     members,
 )
 from converter.layout import Storage, View
@@ -63,6 +65,7 @@ from converter.tensors import Checkpoint, Tensor, TensorSpec, dtype_name
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER = 1 << 16  # bytes
+USUAL_HEADER = 128  # bytes, as NumPy writes it for an array of few axes
 MAX_PICKLE = 8 << 30  # bytes
 MAX_RANK = 32
 MAX_SIZE = 1 << 60  # elements
@@ -90,13 +93,18 @@ class _Header(NamedTuple):
     @property
     def dtype(self) -> np.dtype[Any] | None:
         """The dtype of the elements as they are stored, None when they are not numbers."""
-        if not re.fullmatch(r"[<>|][biufc][0-9]{1,2}", self.descr):
-            return None
-        try:
-            dtype = np.dtype(self.descr)
-        except TypeError:
-            return None
-        return dtype if dtype.newbyteorder("<") in _DTYPES else None
+        return _dtype(self.descr)
+
+
+@lru_cache  # a file has many arrays, and few dtypes
+def _dtype(descr: str) -> np.dtype[Any] | None:
+    if not re.fullmatch(r"[<>|][biufc][0-9]{1,2}", descr):
+        return None
+    try:
+        dtype = np.dtype(descr)
+    except TypeError:
+        return None
+    return dtype if dtype.newbyteorder("<") in _DTYPES else None
 
 
 # ── reading a header ─────────────────────────────────────────────────────────────────────────────
@@ -128,7 +136,8 @@ def _parse(start: bytes, offset: int) -> _Header:
     return _Header(items["descr"].strip("'"), fortran, shape, text_at + length)
 
 
-def _items(text: str) -> dict[str, str] | None:
+@lru_cache  # of many arrays, few have a shape of their own
+def _items(text: str) -> Mapping[str, str] | None:
     """The three items of the dictionary, as text; None when it is not one."""
     body = text.rstrip(" \n")
     at, items = 1, {}
@@ -163,8 +172,9 @@ def recognise(probe: Probe) -> bool:
     """Whether this is a `.npy`, or a zip with one."""
     if probe.head.startswith((MAGIC, b"PK\x05\x06")):  # the second is an empty zip
         return True
-    if not probe.head.startswith(b"PK\x03\x04"):
-        return False
+    first = first_name(probe.head)
+    if not first or first.endswith(b".npy"):  # spare a long directory
+        return bool(first)
     try:
         file = File(probe.path)
         try:
@@ -278,9 +288,9 @@ def _check_size(header: _Header, nbytes: int, stored: int, offset: int) -> None:
 def _start(file: File, member: Member) -> bytes:
     """The first bytes of a member: at least its header, where it has one of a lawful size."""
     if member.method == STORED:
-        start = file.read(member.offset, min(member.size, 12))
+        start = file.read(member.offset, min(member.size, USUAL_HEADER))
         length = int.from_bytes(start[8 : 10 if start[6:7] == b"\1" else 12], "little")
-        if not start.startswith(MAGIC) or length > MAX_HEADER:
+        if not start.startswith(MAGIC) or not USUAL_HEADER < 12 + length <= 12 + MAX_HEADER:
             return start
         return file.read(member.offset, min(member.size, 12 + length))
     stored = file.read(member.offset, min(member.stored, MAX_HEADER + 1024))

@@ -27,7 +27,7 @@ from converter.formats import Probe
 from converter.formats._pickle import Unpickler
 from converter.formats._torch import TABLE, Place, Storages, Stored, checkpoint_of, stored
 from converter.formats._torch_write import METADATA, create, problem
-from converter.formats._zip import STORED, Member, members, read
+from converter.formats._zip import STORED, Member, first_name, members, read
 from converter.tensors import Checkpoint, no_collections
 
 __all__ = ["create", "open", "open_archive", "problem", "recognise"]
@@ -40,11 +40,9 @@ _PROGRAM = ("archive_format", "serialized_exported_program.json")
 
 def recognise(probe: Probe) -> bool:
     """Whether this is a zip of `torch.save`, `torch.jit.save` or `torch.export.save`."""
-    if not probe.head.startswith(b"PK\x03\x04"):
-        return False
-    first = probe.head[30 : 30 + int.from_bytes(probe.head[26:28], "little")]
-    if first.endswith(b"/data.pkl"):  # as torch.save writes it: spare a long directory
-        return True
+    first = first_name(probe.head)
+    if not first or first.endswith((b"/data.pkl", b".npy")):  # spare a long directory
+        return first.endswith(b".pkl")
     try:
         file = File(probe.path)
         try:
