@@ -15,7 +15,7 @@ import click
 
 from converter.cli.options import Bytes
 from converter.cli.output import count, hint, size
-from converter.cli.reports import judged, output_format_option
+from converter.cli.reports import judging
 from converter.cli.summary import conclude
 from converter.errors import Diagnostic
 
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, file_okay=False),
     help="Write a record and a page for each entry that is converted.",
 )
-@output_format_option
+@judging
 def batch(  # noqa: PLR0913 - one parameter an option
     manifest: Path,
     chosen: Sequence[str],
@@ -85,10 +85,9 @@ def batch(  # noqa: PLR0913 - one parameter an option
 
     if not manifest.is_file():
         raise NotFoundError("no such manifest", path=manifest)
-    with judged(output):
-        lock = Lock(manifest)
-        loaded = load(manifest, lock.made())
-        entries = selected(loaded, chosen)
+    lock = Lock(manifest)
+    loaded = load(manifest, lock.made())
+    entries = selected(loaded, chosen)
     seen = Seen(manifest, trust=not rehash)
     findings = [] if chosen else left_over(lock, loaded, locked=locked)
     run = Run(

@@ -31,6 +31,7 @@ from converter.cli.output import (
 )
 from converter.cli.plan import as_json, unrepresentable
 from converter.cli.record import recorded, report_option
+from converter.cli.reports import judging, report
 
 if TYPE_CHECKING:
     from converter.plan import Plan
@@ -60,6 +61,7 @@ SHOWN = 3  # tensors that are still a template's; the report has all
 @template_option
 @report_option
 @format_option
+@judging
 def convert(  # noqa: PLR0913 - one parameter an option
     source: Path,
     target: Path,
@@ -71,6 +73,7 @@ def convert(  # noqa: PLR0913 - one parameter an option
     template: Path | None,
     reports: Sequence[Path],
     style: str,
+    output: str,
     **options: Any,
 ) -> None:
     """Convert SOURCE to TARGET through a mapping; without one, only the format changes."""
@@ -79,8 +82,7 @@ def convert(  # noqa: PLR0913 - one parameter an option
 
     name = to or format_of(target)
     check_template(template, name)
-    if resume and not shard_nbytes and name != "sharded":
-        raise click.UsageError("--resume is for a target of several files: with --shard-size")
+    check_resume(name, shard_nbytes, resume=resume)
     request = Request(**options)
     started = time.monotonic()
     told = {"to": name, "shard_size": shard_nbytes, "template": template and str(template)}
@@ -91,7 +93,7 @@ def convert(  # noqa: PLR0913 - one parameter an option
         "options": request.given() | {key: value for key, value in told.items() if value},
     }
     with (
-        said(record, style),
+        said(record, style if output == "full" else "human"),
         recorded(record, reports),
         request.open(source) as checkpoint,
         ExitStack() as opened,
@@ -139,7 +141,7 @@ def convert(  # noqa: PLR0913 - one parameter an option
             "kept": list(filled.kept),
             "seconds": round(time.monotonic() - started, 3),
         }
-    say_left(checkpoint, filled)
+    say_rest(checkpoint, filled, plans, output)
     hint(
         f"wrote {target}: {count(saved.tensors, 'tensor')}, {size(saved.nbytes)}, "
         f"{record['seconds']:.2f} s"
@@ -148,14 +150,22 @@ def convert(  # noqa: PLR0913 - one parameter an option
     )
 
 
-def say_left(checkpoint: Checkpoint, filled: Templated) -> None:
-    """What of the source was not converted, and what of a template was not replaced."""
+def say_rest(checkpoint: Checkpoint, filled: Templated, plans: Sequence[Plan], output: str) -> None:
+    """What was found, what of the source was not converted, and what is still a template's."""
+    if output != "full":
+        report([note for plan in plans for note in plan.problems], output)
     for entry, reason in checkpoint.unsupported.items():
         hint(f"not a tensor, not converted: {entry}: {reason}")
     if filled.kept:
         more = ", …" if filled.kept[SHOWN:] else ""
         names = ", ".join(filled.kept[:SHOWN])
         hint(f"still as in the template: {count(len(filled.kept), 'tensor')}: {names}{more}")
+
+
+def check_resume(name: str, shard_nbytes: int | None, *, resume: bool) -> None:
+    """A usage error when there is nothing that `--resume` could keep."""
+    if resume and not shard_nbytes and name != "sharded":
+        raise click.UsageError("--resume is for a target of several files: with --shard-size")
 
 
 def unproved(plans: Sequence[Plan]) -> int:

@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 
-from converter.cli.differences import as_json, print_differences, ranked
+from converter.cli.differences import DIFF, as_json, finding, print_differences, ranked
 from converter.cli.options import SOURCE, Request, mapping_options, target_names_option
 from converter.cli.output import Progress, count, format_option, hint, say_json, size
 from converter.cli.record import digested, recorded, report_option
+from converter.cli.reports import judging, report
 
 
 @click.command()
@@ -29,6 +30,7 @@ from converter.cli.record import digested, recorded, report_option
 )
 @report_option
 @format_option
+@judging
 def diff(  # noqa: PLR0913 - one parameter an option
     first: Path,
     second: Path,
@@ -38,6 +40,7 @@ def diff(  # noqa: PLR0913 - one parameter an option
     explain: bool,
     reports: Sequence[Path],
     style: str,
+    output: str,
     **options: Any,
 ) -> int:
     """Compare A, through a mapping if one is given, with B: names, shapes, dtypes, every value.
@@ -80,7 +83,9 @@ def diff(  # noqa: PLR0913 - one parameter an option
             from converter.report import planned
 
             record |= {"status": "different" if wrong else "equal", **told, **planned(plans)}
-    if style == "json":
+    if output != "full":
+        report([finding(row, second, DIFF) for row in wrong], output, [second])
+    elif style == "json":
         say_json(told)
     elif wrong:
         print_differences(wrong, len(rows))

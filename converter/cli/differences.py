@@ -59,7 +59,8 @@ def print_differences(rows: Sequence[Difference], total: int, sides: Sides = DIF
 def finding(row: Difference, path: Path, sides: Sides = VERIFY) -> Diagnostic:
     """One difference as a finding about a file."""
     text = f"'{row.name}': {row.status}: {in_words(row, sides)}"
-    return Diagnostic("VER500", text, path=path, tensor=row.name)
+    told = "" if row.explanation is None else str(row.explanation)
+    return Diagnostic("VER500", text, path=path, tensor=row.name, hint=told)
 
 
 def as_json(row: Difference, sides: Sides = DIFF) -> dict[str, Any]:

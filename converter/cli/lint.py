@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from converter.cli.output import count, hint, say
-from converter.cli.reports import output_format_option, report, uri, verdict
+from converter.cli.reports import judging, report, uri, verdict
 from converter.errors import Diagnostic
 
 SUFFIXES = ("*.yaml", "*.yml")
@@ -18,7 +18,7 @@ SUFFIXES = ("*.yaml", "*.yml")
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--fix", is_flag=True, help="Repair what has only one answer.")
 @click.option("--diff", "show_patch", is_flag=True, help="Print the repairs, and make none.")
-@output_format_option
+@judging
 def lint(files: Sequence[str], fix: bool, show_patch: bool, output: str) -> int:
     """Check mapping files: FILE is a file, a folder of them, or a shipped name."""
     if show_patch and output not in ("full", "concise"):

@@ -11,7 +11,7 @@ import click
 
 from converter.cli.options import SOURCE, names_option
 from converter.cli.output import count, format_option, hint, say, say_json, table
-from converter.cli.reports import output_format_option, report
+from converter.cli.reports import judging, report
 
 if TYPE_CHECKING:
     from converter.suggest import Fit
@@ -147,7 +147,7 @@ def copy(name: str, target: Path | None, overwrite: bool) -> None:
 
 @mappings.command()
 @click.argument("names", nargs=-1, required=True, metavar="MAPPING...")
-@output_format_option
+@judging
 def test(names: Sequence[str], output: str) -> int:
     """Run the examples under `tests:`, forward and, where it goes, back; and the `probes:`."""
     from converter.errors import Diagnostic

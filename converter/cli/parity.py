@@ -10,6 +10,8 @@ import click
 
 from converter.cli.options import SOURCE, Request, mapping_options
 from converter.cli.output import count, format_option, hint, say, say_json, table
+from converter.cli.reports import judging, report
+from converter.errors import Diagnostic
 
 if TYPE_CHECKING:
     from converter.parity import Pair
@@ -65,6 +67,7 @@ class Given(click.ParamType):  # type: ignore[type-arg] # generic in new release
     help="How far apart two outputs may be, relative to the largest value; default: 1e-3.",
 )
 @format_option
+@judging
 def parity(  # noqa: PLR0913 - one parameter an option
     source: Path,
     target: Path,
@@ -74,6 +77,7 @@ def parity(  # noqa: PLR0913 - one parameter an option
     seed: int,
     rtol: float | None,
     style: str,
+    output: str,
     **options: Any,
 ) -> int:
     """Run the real models of SOURCE and TARGET on the same inputs, and compare layer by layer.
@@ -106,7 +110,10 @@ def parity(  # noqa: PLR0913 - one parameter an option
             rtol=RTOL if rtol is None else rtol,
         )
     agree = all(row.agrees for row in rows if not row.source)
-    if style == "json":
+    if output != "full":
+        wrong = [] if agree else [row for row in rows if not row.agrees]
+        report([finding(row, target) for row in wrong], output, [target])
+    elif style == "json":
         say_json({"agree": agree, "layers": [as_json(row) for row in rows]})
     elif agree:
         layers = count(len(rows) - 1, "layer")
@@ -126,6 +133,12 @@ def print_layers(rows: Sequence[Pair]) -> None:
     )
     first = next(row for row in rows if not row.agrees)
     say(f"the first to depart: {first.source or OUTPUT} → {first.target or OUTPUT}")
+
+
+def finding(row: Pair, target: Path) -> Diagnostic:
+    """One pair whose outputs depart."""
+    layers = f"{row.source or OUTPUT} → {row.target or OUTPUT}"
+    return Diagnostic("VER500", f"{layers}: departs by {row.departure:.2g}", path=target)
 
 
 def verdict(row: Pair) -> str:

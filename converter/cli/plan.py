@@ -19,7 +19,7 @@ from converter.cli.output import (
     table,
 )
 from converter.cli.record import recorded, report_option
-from converter.cli.reports import diagnostic_json, judged, output_format_option, report
+from converter.cli.reports import diagnostic_json, judging, report
 
 if TYPE_CHECKING:
     from converter.plan import Plan, Step
@@ -36,7 +36,7 @@ LISTED = 8  # rows of a list in the summary; --all shows the rest
 @click.option("--max-memory", type=Bytes(), help="The limit to estimate for, e.g. 128MiB.")
 @report_option
 @format_option
-@output_format_option
+@judging
 def plan(  # noqa: C901, PLR0913 - one parameter an option, and one branch a style
     source: Path,
     everything: bool,
@@ -55,7 +55,7 @@ def plan(  # noqa: C901, PLR0913 - one parameter an option, and one branch a sty
 
     request = Request(**options)
     record: dict[str, Any] = {"command": "plan", "source": str(source), "options": request.given()}
-    with judged(output), recorded(record, reports), request.open(source) as checkpoint:
+    with recorded(record, reports), request.open(source) as checkpoint:
         _, plans = request.apply(checkpoint, strict=False)
         memory = peak_memory(plans[-1].specs, max_memory)
         problems = [problem for one in plans for problem in one.problems]

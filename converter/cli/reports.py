@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -21,12 +20,14 @@ from converter import __version__
 from converter.cli.output import hint, print_diagnostics, say, say_json
 from converter.errors import Diagnostic, MappingError
 
+Command = TypeVar("Command", bound=Callable[..., Any])
+
 ANNOTATIONS = 10  # of a kind that GitHub shows of one step
 _LEVELS = {"error": "error", "warning": "warning", "note": "notice"}
 _GITLAB = {"error": "major", "warning": "minor", "note": "info"}
 _NO_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
-output_format_option = click.option(
+_output_format_option = click.option(
     "--output-format",
     "output",
     type=click.Choice(["full", "concise", "json", "github", "gitlab", "junit", "sarif"]),
@@ -51,16 +52,23 @@ def report(
         _STYLES[style](diagnostics, files)
 
 
-@contextmanager
-def judged(style: str) -> Iterator[None]:
-    """Report the problems of a mapping in this style, and end with 1."""
-    try:
-        yield
-    except MappingError as error:
-        if style == "full":
-            raise
-        report(error.diagnostics, style)
-        raise click.exceptions.Exit(1) from error
+def judging(command: Command) -> Command:
+    """Give a command `--output-format`; the problems of a mapping are reported so, and end with 1.
+
+    In any other style than `full` the findings are all that is on stdout, whatever `--format` says.
+    """
+
+    @wraps(command)
+    def run(*, output: str, **options: Any) -> Any:
+        try:
+            return command(output=output, **options)
+        except MappingError as error:
+            if output == "full":
+                raise
+            report(error.diagnostics, output)
+            return 1
+
+    return cast("Command", _output_format_option(run))
 
 
 def diagnostic_json(diagnostic: Diagnostic) -> dict[str, Any]:

@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from converter.cli.ops import written
 from converter.cli.options import SOURCE, Request, mapping_options
 from converter.cli.output import Progress, count, format_option, hint, say, say_json, size, table
+from converter.cli.reports import judging, report
 
 if TYPE_CHECKING:
+    from converter.errors import Diagnostic
     from converter.roundtrip import Loss
 
 
@@ -18,7 +21,8 @@ if TYPE_CHECKING:
 @click.argument("source", type=SOURCE)
 @mapping_options
 @format_option
-def roundtrip(source: Path, style: str, **options: Any) -> int:
+@judging
+def roundtrip(source: Path, style: str, output: str, **options: Any) -> int:
     """Take SOURCE through the mapping and back, in memory: is every value what it was?
 
     Says which rule and op loses something.  Tensors that the mapping drops do not travel.
@@ -36,7 +40,9 @@ def roundtrip(source: Path, style: str, **options: Any) -> int:
             losses = list(both.losses(progress))
         finally:
             progress.close()
-    if style == "json":
+    if output != "full":
+        report([finding(loss, source) for loss in losses], output)
+    elif style == "json":
         say_json(
             {
                 "equal": not losses,
@@ -54,6 +60,19 @@ def roundtrip(source: Path, style: str, **options: Any) -> int:
     return 1 if losses else 0
 
 
+def finding(loss: Loss, source: Path) -> Diagnostic:
+    """One loss, where its rule is."""
+    from converter.cli.differences import in_words
+    from converter.errors import Diagnostic
+
+    text = f"'{loss.difference.name}' does not come back: {in_words(loss.difference)}"
+    tensor = loss.difference.name
+    if loss.place is None:
+        return Diagnostic("VER500", text, path=source, tensor=tensor)
+    by = f"lost by `{written(loss.op.name, loss.op.to_file())}`" if loss.op else ""
+    return loss.place.diagnostic("VER500", text, hint=by, tensor=tensor)
+
+
 def print_losses(losses: list[Loss]) -> None:
     """What does not come back, and why."""
     from converter.cli.differences import in_words
@@ -62,7 +81,8 @@ def print_losses(losses: list[Loss]) -> None:
         row = loss.difference
         table([(row.name, row.status, in_words(row))])
         if loss.op is not None:
-            say(f"    lost by `{loss.op.name}: {loss.op.to_file()}` at {loss.place} ({loss.rule})")
+            op = written(loss.op.name, loss.op.to_file())
+            say(f"    lost by `{op}` at {loss.place} ({loss.rule})")
     say(f"{count(len(losses), 'tensor')} did not come back as they were")
 
 

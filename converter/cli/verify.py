@@ -20,7 +20,7 @@ from converter.cli.options import (
 )
 from converter.cli.output import Progress, count, format_option, hint, say_json, size
 from converter.cli.record import digested, recorded, report_option
-from converter.cli.reports import diagnostic_json, judged, output_format_option, report
+from converter.cli.reports import diagnostic_json, judging, report
 
 FRAMEWORKS = ("torch", "tensorflow", "safetensors", "keras")
 
@@ -38,7 +38,7 @@ FRAMEWORKS = ("torch", "tensorflow", "safetensors", "keras")
 )
 @report_option
 @format_option
-@output_format_option
+@judging
 def verify(  # noqa: PLR0913 - one parameter an option
     paths: Sequence[Path],
     target_names: str | None,
@@ -118,7 +118,6 @@ def by_source(  # noqa: PLR0913 - the options of the command
         "options": request.given() | {key: str(value) for key, value in asked.items() if value},
     }
     with (
-        judged(output),
         recorded(record, reports),
         request.open(source) as first,
         open_checkpoint(target, names=target_names) as second,

@@ -11,6 +11,7 @@ import click
 from converter.cli.ops import written
 from converter.cli.options import SOURCE, Request, mapping_options
 from converter.cli.output import format_option, print_diagnostics, say, say_json, table
+from converter.cli.reports import judging, report
 
 if TYPE_CHECKING:
     from converter.errors import Diagnostic
@@ -26,12 +27,16 @@ Row = dict[str, Any]
 @click.argument("source", type=SOURCE)
 @mapping_options
 @format_option
-def why(tensor: str, source: Path, style: str, **options: Any) -> int:
+@judging
+def why(tensor: str, source: Path, style: str, output: str, **options: Any) -> int:
     """Explain TENSOR, a name of SOURCE or of what the mapping makes: rule, holes, shapes."""
     request = Request(**options)
     with request.open(source) as checkpoint:
         _, plans = request.apply(checkpoint, strict=False)
         rows, problems = story(tensor, plans)
+    if output != "full":
+        report(problems, output)
+        return int(any(each.severity == "error" for each in problems))
     if style == "json":
         say_json({"tensor": tensor, "steps": rows, "problems": [str(each) for each in problems]})
     else:

@@ -13,10 +13,12 @@ import xmlschema
 from converter.cli.reports import report
 from converter.errors import Diagnostic
 from converter.language.codes import CODES
+from converter.parity import Pair
 from tests.cli.checkpoints import MAPPING
 
 SCHEMAS = Path(__file__).parent / "schemas"
 OTHER = "vgg16/fasterrcnn-pytorch"  # does not fit slim's checkpoint
+FC8 = ("--only", "vgg_16/fc8/*")
 STYLES = ["concise", "json", "github", "gitlab", "junit", "sarif"]
 JUDGES = {
     "one mistake": ("lint", "wrong.yaml"),
@@ -30,7 +32,19 @@ JUDGES = {
     "values that differ": ("verify", "slim.ckpt", "trained.ckpt"),
     "values that do not": ("verify", "slim.ckpt", "slim.pt"),
     "an example that is wrong": ("mappings", "test", "example.yaml"),
+    "a conversion that is refused": ("convert", "slim.ckpt", "x.pt", "-m", OTHER),
+    "a conversion": ("convert", "slim.ckpt", "x.pt", "-m", MAPPING, "--overwrite"),
+    "a difference": ("diff", "slim.ckpt", "trained.ckpt", "--only", "vgg_16/fc{n}/*"),
+    "what does not come back": ("roundtrip", "slim.ckpt", "-m", "rounding.yaml", *FC8),
+    "a tensor that does not fit": ("why", "global_step", "slim.ckpt", "-m", OTHER),
 }
+ROUNDING = """\
+mapping: 1
+rules:
+  - source: "vgg_16/fc8/{part:word}"
+    target: "fc8.{part}"
+    ops: [scale: {divisor: 0.3}]
+"""
 RULE = "mapping: 1\nrules:\n  - source: a\n    target: b\n"
 
 
@@ -40,6 +54,7 @@ def mappings(folder):
     (folder / "bare.yaml").write_text(RULE)
     (folder / "more").mkdir()
     (folder / "more" / "a b,c:%.yaml").write_text(RULE.replace("target", "tarrget"))
+    (folder / "rounding.yaml").write_text(ROUNDING)
     (folder / "example.yaml").write_text(RULE + "tests: [{rule: 0, in: 1, out: 2}]\n")
 
 
@@ -118,6 +133,44 @@ def test_github_annotates_ten_of_a_kind_and_logs_everything(converter, folder):
     assert lines[10] == "::notice title=converter::23 more errors: see the log"
     for each in json.loads(converter(*plan, "json").out)["diagnostics"]:
         assert each["tensor"] in result.err
+
+
+def test_a_finding_stands_where_its_rule_is(mappings, converter):
+    command = ("roundtrip", "slim.ckpt", "-m", "rounding.yaml", *FC8)
+    result = converter(*command, "--output-format", "json")
+    rows = json.loads(result.out)["diagnostics"]
+    assert {row["tensor"] for row in rows} == {"vgg_16/fc8/biases", "vgg_16/fc8/weights"}
+    for row in rows:
+        assert (row["file"], row["line"], row["code"]) == ("rounding.yaml", 5, "VER500")
+        assert row["hint"] == "lost by `scale: {divisor: 0.3}`"
+
+
+def test_an_explanation_is_the_help_of_a_difference(converter, folder):
+    compared = ("diff", "slim.ckpt", "trained.ckpt", "--only", "vgg_16/fc6/weights")
+    (row,) = json.loads(converter(*compared, "--output-format", "json").out)["diagnostics"]
+    (told,) = json.loads(converter(*compared, "--format", "json").out)["tensors"]
+    assert row["tensor"] == "vgg_16/fc6/weights"
+    assert row["hint"] == (told["explanation"] or {"text": ""})["text"]
+
+
+def test_layers_that_depart_are_findings(converter, monkeypatch):
+    rows = [
+        Pair("conv1", "features.0", 0.0, agrees=True),
+        Pair("fc6", "classifier.0", 0.5, agrees=False),
+        Pair("", "", 0.25, agrees=False),
+    ]
+    monkeypatch.setattr("converter.parity.parity", lambda *_, **__: rows)
+    models = ("--source-model", "slim:vgg_16", "--target-model", "torchvision.models:vgg16")
+    command = ("parity", "slim.ckpt", "slim.pt", *models, "--output-format", "json")
+    result = converter(*command)
+    assert result.code == 1
+    assert [row["message"] for row in json.loads(result.out)["diagnostics"]] == [
+        "fc6 → classifier.0: departs by 0.5",
+        "(output) → (output): departs by 0.25",
+    ]
+    rows[2] = Pair("", "", 0.0, agrees=True)
+    result = converter(*command)
+    assert (result.code, json.loads(result.out)["diagnostics"]) == (0, [])
 
 
 def test_github_counts_each_kind(capsys, monkeypatch):
