@@ -58,6 +58,7 @@ def infer(  # noqa: PLR0913 - one parameter an option
                 "exact": found.exact,
                 "guessed": found.guessed,
                 "open": dict(found.open),
+                "uncertain": sorted(found.uncertain),
                 "mapping": found.to_yaml(),
             }
         )
@@ -73,7 +74,8 @@ def verdict(found: Inferred) -> str:
     if not found.complete:
         return f"{rules}; {count(len(found.open), 'target tensor')} not found"
     if found.guessed:
-        return f"{rules}, guessed from names and shapes: try them on values, with `converter diff`"
+        doubts = f"{count(len(found.uncertain), 'target tensor')} uncertain"
+        return f"{rules}, guessed ({doubts}): try them on values, with `converter diff`"
     return f"{rules}; they make the target, bit for bit" if found.exact else f"{rules}; not exact"
 
 

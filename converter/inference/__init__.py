@@ -1,7 +1,7 @@
 """Two checkpoints → the mapping between them, as a person would have written it, and proven.
 
     values on both sides    fingerprints ─► matches ─► ops ─► rules with holes ─► planned and diffed
-    names on one side       words and shapes ─► guesses, each said to be one
+    names on one side       layers ─► blocks that look the same ─► guesses, each said to be one
 
 Fingerprints are sums that no permutation changes, so nothing is tried pair by pair.
 """
@@ -11,12 +11,13 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from converter.compare import diff
 from converter.errors import MappingError
-from converter.inference.guess import by_names
+from converter.inference.guess import UNCERTAIN, by_names
 from converter.inference.match import Found, Match, by_values, leaf
 from converter.inference.names import Draft, Tables, generalise, literal
 from converter.inference.write import Draftbook, drops
@@ -36,13 +37,15 @@ class Inferred:
     """A mapping that was inferred: its text, and how sure it is.
 
     `open` are targets that nothing was found for, with the reason.  `exact` says that the mapping
-    was applied and gave every other target bit for bit; with names alone it never is.
+    was applied and gave every other target bit for bit; with names alone it never is.  `uncertain`
+    are targets of a guess that others fit as well.
     """
 
     yaml: str
     open: Mapping[str, str]
     exact: bool
     guessed: bool = False
+    uncertain: AbstractSet[str] = frozenset()
 
     @cached_property
     def rules(self) -> Rules:
@@ -111,7 +114,7 @@ def _written(
             continue
         if not planned.errors and planned.specs.keys() == made:
             break
-    return Inferred(text, found.open, exact=False, guessed=guessed)
+    return Inferred(text, found.open, exact=False, guessed=guessed, uncertain=found.uncertain)
 
 
 def _templates(error: MappingError) -> set[str]:
@@ -165,9 +168,11 @@ def _makes(
     kinds: dict[tuple[object, ...], list[str]] = defaultdict(list)
     for name, value in found.constants.items():
         spec = targets[name]
-        kinds[leaf(name), str(spec.dtype), len(spec.shape), repr(value)].append(name)
+        doubt = name in found.uncertain
+        kinds[leaf(name), str(spec.dtype), len(spec.shape), repr(value), doubt].append(name)
     for group in kinds.values():
         value = found.constants[group[0]]
+        note = UNCERTAIN if group[0] in found.uncertain else ""
         beside = _beside(group, found.matches) if clashing is not None and len(group) > 1 else None
         shaped = beside and any(
             sources[m.sources[0]].shape != targets[m.targets[0]].shape for m in beside
@@ -176,11 +181,12 @@ def _makes(
         drafts = generalise(beside, (sources, made), tables, clashing or ()) if beside else []
         if beside and (not shaped or len(shapes) == 1) and not any(d.exclude for d in drafts):
             for draft in drafts:
-                yield draft, targets[draft.matches[0].targets[0]], value, bool(shaped)
+                spec = targets[draft.matches[0].targets[0]]
+                yield replace(draft, note=note), spec, value, bool(shaped)
             continue
         for name in group:
             text = name.replace("{", "{{").replace("}", "}}")
-            yield Draft((), (text,), (), "", ()), targets[name], value, True
+            yield Draft((), (text,), (), note, ()), targets[name], value, True
 
 
 def _beside(group: Sequence[str], matches: Sequence[Match]) -> list[Match] | None:

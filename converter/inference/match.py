@@ -59,6 +59,7 @@ class Found:
     matches: list[Match] = field(default_factory=list)
     constants: dict[str, float | int] = field(default_factory=dict)
     open: dict[str, str] = field(default_factory=dict)  # target → why
+    uncertain: set[str] = field(default_factory=set)  # targets that may have other sources
 
 
 def by_values(sources: Mapping[str, View], targets: Mapping[str, View]) -> Found:

@@ -153,7 +153,7 @@ def _make(draft: Draft, spec: TensorSpec, value: float, shaped: bool) -> str:
     if shaped:
         fields["shape"] = str(list(spec.shape))
     fields["fill"] = repr(value)
-    fields["because"] = "the source has none"
+    fields["because"] = json.dumps(draft.note) if draft.note else "the source has none"
     return f"  - {{{', '.join(f'{k}: {v}' for k, v in fields.items())}}}"
 
 
