@@ -126,7 +126,7 @@ class _Folder:
         dtype, text = _dtype(facts.get("properties"))
         if dtype is None:
             return f"{text}: no such dtype in NumPy"
-        shape = _shape(facts.get("size"))
+        shape = _elements(dtype, _shape(facts.get("size")))
         self._account(math.prod(shape) * dtype.itemsize)
         parts = []
         chunks = facts.get("chunks")
@@ -159,6 +159,7 @@ class _Folder:
                 found=f"{file.size} bytes",
                 hint="a broken download is the usual cause",
             )
+        offsets, sizes = _elements(dtype, offsets), _elements(dtype, sizes)
         storage = _Chunk(file, (start, start + nbytes), TensorSpec(sizes, dtype), name)
         box = tuple((low, low + n) for low, n in zip(offsets, sizes, strict=True))
         return Part(box, View.over(storage, sizes))
@@ -267,13 +268,17 @@ def _shape(values: Any) -> tuple[int, ...]:
     return shape
 
 
+def _elements(dtype: np.dtype[Any], sizes: tuple[int, ...]) -> tuple[int, ...]:
+    """The same in elements: of 4-bit ones, torch counts pairs along the last axis."""
+    return (*sizes[:-1], 2 * sizes[-1]) if dtype == F4 and sizes else sizes
+
+
 def _dtype(properties: Any) -> tuple[np.dtype[Any] | None, str]:
     """The dtype in TensorProperties, whose state is a tuple, or was a dictionary."""
     state = properties.state if isinstance(properties, StubObject) else None
     dtype = next(_values(state), None)
     text = dtype.name if isinstance(dtype, Stub) else "an unknown dtype"
-    found = DTYPES.get(text)
-    return (None if found == F4 else found), shown(text)
+    return DTYPES.get(text), shown(text)
 
 
 def _values(state: Any) -> Iterator[Any]:

@@ -3,13 +3,15 @@
     class TestMyFormat(FormatConformance):
         format = "my-format"                       # its name in `formats.FORMATS`
         target = "model.mine"
-        dtypes = ("float32", "int64")
         checksums = True                           # every flipped bit of a file is noticed
 
-Where the reference implementation is at hand, subclass `OracleConformance`, and add
+What the format holds is declared in `dtypes.py`.  The library that it belongs to is a function of
+`witnesses.py`, or is asked in the process of the tests:
 
         def oracle_read(self, path): ...           # names to arrays
         def oracle_write(self, path, arrays): ...
+
+A format that is only read subclasses `ReadingConformance` of `reading.py`.
 
 Values are random bytes, compared bit by bit: NaNs with payloads and negative zeros included.
 """
@@ -34,16 +36,17 @@ from converter.errors import (
     TargetError,
     TargetExistsError,
     UnrepresentableError,
+    UnsupportedError,
 )
 from converter.layout import View
-from converter.tensors import _ML_DTYPES, STRING, TensorSpec, dtype_of
+from converter.tensors import STRING, TensorSpec, dtype_of
+from tests.formats.dtypes import ALL_DTYPES, HELD, Held
+from tests.formats.witnesses import witness
 
 Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 
 SHAPES = ((), (0,), (0, 3), (2, 0, 4), (1,), (7,), (8,), (2, 3), (3, 5, 7), (2, 1, 3, 4), (513,))
-NUMPY = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64"
-ALL_DTYPES = (*NUMPY.split(), "complex64", "complex128", *_ML_DTYPES, "string")
 NAMES = (
     "a",
     "A",
@@ -151,15 +154,17 @@ def check_files(path: Path, folder: Path, system: CountingSystem) -> None:
     assert known == {each for each in folder.rglob("*") if each.is_file()}
 
 
-class FormatConformance:
+class Conformance:
+    """What formats that are written and formats that are only read have in common."""
+
     format: str
     target: str
-    dtypes: tuple[str, ...]
     checksums = False
-    metadata: Mapping[str, str] | None = None  # what is always there; None: nothing can be kept
     names: tuple[str, ...] = NAMES
 
-    # ── helpers ──────────────────────────────────────────────────────────────────────────────
+    @classmethod
+    def held(cls) -> Held:
+        return HELD[cls.format]
 
     @pytest.fixture
     def counted(self, monkeypatch: pytest.MonkeyPatch) -> CountingSystem:
@@ -170,6 +175,74 @@ class FormatConformance:
     @property
     def row(self) -> formats.Format:
         return formats.named(self.format)
+
+    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
+        dtypes = metafunc.cls.held().dtypes
+        if "dtype" in metafunc.fixturenames:
+            metafunc.parametrize("dtype", dtypes)
+        if "foreign" in metafunc.fixturenames:
+            metafunc.parametrize("foreign", [d for d in ALL_DTYPES if d not in dtypes])
+
+    def holds(self, name: str, dtype: str, shape: tuple[int, ...] = (2,)) -> bool:
+        return True
+
+    def of_dtype(self, dtype: str) -> dict[str, Array]:
+        arrays = {f"t{i}": make(dtype, shape) for i, shape in enumerate(SHAPES)}
+        held = {n: a for n, a in arrays.items() if self.holds(n, dtype, a.shape)}
+        assert len(held) >= 3
+        return held
+
+    def read(self, path: Path) -> dict[str, Array]:
+        return read(path)
+
+    # ── the library that the format belongs to ───────────────────────────────────────────────
+
+    def oracle_read(self, path: Path) -> dict[str, Array]:
+        return witness(self.format).read(path)
+
+    def oracle_write(self, path: Path, arrays: Arrays) -> None:
+        witness(self.format).write(path, arrays)
+
+    def library_holds(self, dtype: str, shape: tuple[int, ...]) -> bool:
+        """Whether the library can be asked for a dtype of its own in this shape."""
+        return True
+
+    def of_library(self, dtype: str) -> dict[str, Array]:
+        arrays = self.of_dtype(dtype)
+        return {n: a for n, a in arrays.items() if self.library_holds(dtype, a.shape)}
+
+    @pytest.mark.oracle
+    def test_it_reads_the_oracle(self, dtype: str, tmp_path: Path) -> None:
+        arrays = self.of_library(dtype)
+        self.oracle_write(tmp_path / self.target, arrays)
+        assert differences(self.read(tmp_path / self.target), arrays) == []
+
+    @pytest.mark.oracle
+    def test_what_is_not_held(self, foreign: str, tmp_path: Path) -> None:
+        """The library does not bring it back either, or it is refused as is declared."""
+        path, arrays = tmp_path / self.target, {"t": make(foreign, (2, 4))}
+        try:
+            self.oracle_write(path, arrays)
+            back = differences(self.oracle_read(path), arrays) == []
+        except Exception:  # noqa: BLE001 - each library has its own
+            back = False
+        assert back == (foreign in self.held().refused)
+        if back:
+            with pytest.raises(UnsupportedError, match=self.held().refused[foreign]):
+                opened(path)
+
+
+def opened(path: Path) -> None:
+    """Open a checkpoint; what it lists as unsupported is an error."""
+    with formats.open_checkpoint(path) as checkpoint:
+        for name, reason in checkpoint.unsupported.items():
+            raise UnsupportedError(reason, path=path, tensor=name)
+
+
+class FormatConformance(Conformance):
+    metadata: Mapping[str, str] | None = None  # what is always there; None: nothing can be kept
+
+    # ── helpers ──────────────────────────────────────────────────────────────────────────────
 
     def holds(self, name: str, dtype: str, shape: tuple[int, ...] = (2,)) -> bool:
         return not self.row.load().problem(name, TensorSpec(shape, dtype_of(dtype)))
@@ -204,18 +277,11 @@ class FormatConformance:
 
     # ── values ───────────────────────────────────────────────────────────────────────────────
 
-    def of_dtype(self, dtype: str) -> dict[str, Array]:
-        arrays = {f"t{i}": make(dtype, shape) for i, shape in enumerate(SHAPES)}
-        held = {n: a for n, a in arrays.items() if self.holds(n, dtype, a.shape)}
-        assert len(held) >= 3
-        return held
-
-    def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
-        cls = metafunc.cls
-        if "dtype" in metafunc.fixturenames:
-            metafunc.parametrize("dtype", cls.dtypes)
-        if "foreign" in metafunc.fixturenames:
-            metafunc.parametrize("foreign", [d for d in ALL_DTYPES if d not in cls.dtypes])
+    @pytest.mark.oracle
+    def test_the_oracle_reads_it(self, dtype: str, tmp_path: Path) -> None:
+        arrays = self.of_library(dtype)
+        self.write(tmp_path / self.target, arrays)
+        assert differences(self.oracle_read(tmp_path / self.target), arrays) == []
 
     def test_round_trip(self, dtype: str, tmp_path: Path) -> None:
         arrays = self.of_dtype(dtype)
@@ -489,25 +555,3 @@ class FormatConformance:
         assert "error" in outcomes
         if self.checksums:
             assert outcomes <= {"error", "same"}
-
-
-class OracleConformance(FormatConformance):
-    """With the reference implementation to compare with, in the process of the tests."""
-
-    def oracle_read(self, path: Path) -> dict[str, Array]:
-        raise NotImplementedError
-
-    def oracle_write(self, path: Path, arrays: Arrays) -> None:
-        raise NotImplementedError
-
-    @pytest.mark.oracle
-    def test_the_oracle_reads_it(self, dtype: str, tmp_path: Path) -> None:
-        arrays = self.of_dtype(dtype)
-        self.write(tmp_path / self.target, arrays)
-        assert differences(self.oracle_read(tmp_path / self.target), arrays) == []
-
-    @pytest.mark.oracle
-    def test_it_reads_the_oracle(self, dtype: str, tmp_path: Path) -> None:
-        arrays = self.of_dtype(dtype)
-        self.oracle_write(tmp_path / self.target, arrays)
-        assert differences(read(tmp_path / self.target), arrays) == []

@@ -31,7 +31,6 @@ def layer(name: str, *arrays: Array) -> bytes:
 class TestCaffe(ReadingConformance):
     format = "caffe"
     target = "net.caffemodel"
-    dtypes = ("float32", "float64")
     suffix = "/0"
     prefixes = True
 
@@ -39,6 +38,13 @@ class TestCaffe(ReadingConformance):
         """Each tensor is the only blob of its layer."""
         layers = [layer(name, array) for name, array in arrays.items()]
         path.write_bytes(message(1, "net") + b"".join(layers))
+
+    def library_holds(self, dtype: str, shape: tuple[int, ...]) -> bool:
+        return dtype == "float32" or 0 not in shape  # no element tells the dtype
+
+    def of_library(self, dtype: str) -> dict[str, Array]:
+        """Python's floats, which the library takes, do not keep a NaN's bits."""
+        return {n: np.nan_to_num(array) for n, array in super().of_library(dtype).items()}
 
 
 KERNEL, BIAS = make("float32", (4, 3, 2, 2)), make("float32", (4,))

@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conformance import CountingSystem
+from reading import ReadingConformance
+from test_torch import pairs
 
 from converter import files, formats
 from converter.errors import (
@@ -26,6 +28,16 @@ def load(path):
     with formats.open_checkpoint(path) as checkpoint:
         assert checkpoint.format == "dcp"
         return {name: tensor.numpy() for name, tensor in checkpoint.items()}
+
+
+class TestDcp(ReadingConformance):
+    format = "dcp"
+    target = "checkpoint"
+    flips = 300
+    checksums = True
+
+    def holds(self, name, dtype, shape=(2,)):
+        return pairs(dtype, shape)
 
 
 # ── torch writes ─────────────────────────────────────────────────────────────────────────────────

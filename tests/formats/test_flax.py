@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from conformance import (
-    ALL_DTYPES,
     Array,
     Arrays,
     FormatConformance,
@@ -54,7 +53,6 @@ def flat(tree: Any, name: str = "") -> dict[str, Array]:
 class TestFlax(FormatConformance):
     format = "flax"
     target = "model.msgpack"
-    dtypes = tuple(name for name in ALL_DTYPES if name != "string")
 
     def oracle_read(self, path: Path) -> dict[str, Array]:
         serialization = pytest.importorskip("flax.serialization")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -48,11 +49,14 @@ def whole(name: str, array: Array) -> bytes:
 class TestGraphdef(ReadingConformance):
     format = "graphdef"
     target = "graph.pb"
-    dtypes = DTYPES
     prefixes = True
 
     def make(self, path: Path, arrays: Arrays) -> None:
         path.write_bytes(b"".join(message(1, whole(n, a)) for n, a in arrays.items()))
+
+    def library_holds(self, dtype: str, shape: tuple[int, ...]) -> bool:
+        """Single values go through Python's, where some have no place or lose a NaN's bits."""
+        return math.prod(shape) > 1 or not (dtype.endswith("fnuz") or dtype == "complex64")
 
 
 FLOATS = np.array([1.5, -2], np.float32)

@@ -36,7 +36,7 @@ def text(value: str) -> bytes:
 def dtype_of(dtype: np.dtype[Any]) -> bytes:
     if dtype.isbuiltin != 1:
         return pickle.dumps(dtype, 2)[2:-1]  # without PROTO and STOP
-    code = dtype.str.lstrip("<|")
+    code = f"{dtype.kind}{dtype.itemsize}"
     order = "|" if code in {"b1", "i1", "u1"} else "<"
     state = b"(K\x03" + text(order) + b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00t"
     return b"cnumpy\ndtype\n(" + text(code) + b"\x89\x88tR" + state + b"b"
@@ -167,7 +167,7 @@ LIES = {
     "axes": (saved({"a": A}, shape=(1,) * 40), "too many axes"),
     "order": (saved({"a": A}).replace(text("C"), text("K")), "an array without a shape"),
     "no dtype": (saved({"a": A}, dtype=b"N"), "an array without a dtype"),
-    "objects": (saved({"a": A}, dtype=dtype_of("O8")), "an array of dtype O8"),
+    "objects": (saved({"a": A}, dtype=dtype_of(np.dtype(object))), "an array of dtype O8"),
     "old": (OLD, "before 0.10"),
     "twice": (
         b"\x80\x02}(" + text("1") + wrapped(A, 9) + b"K\1" + wrapped(A, 9, align=False) + b"u.",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conformance import NUMPY, Array, Arrays, FormatConformance, differences, make, read, same
+from conformance import Array, Arrays, FormatConformance, differences, make, read, same
 
 import converter
 from converter import formats
@@ -41,7 +41,6 @@ def texts(group: Any, key: str) -> list[str]:
 class TestKerasH5(FormatConformance):
     format = "keras-h5"
     target = "model.h5"
-    dtypes = tuple(NUMPY.split())
     metadata = keras_h5.DEFAULTS
     names = ("a", "A", "c/conv_1/kernel:0", "../../escape", 'with space, "\\', "{b}[0]*", "ü/重")
 

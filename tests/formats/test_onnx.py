@@ -70,7 +70,6 @@ def attribute(name: str, content: bytes) -> bytes:
 class TestOnnx(ReadingConformance):
     format = "onnx"
     target = "model.onnx"
-    dtypes = tuple(CODES)
 
     def make(self, path: Path, arrays: Arrays) -> None:
         path.write_bytes(model(graph_of(arrays)))

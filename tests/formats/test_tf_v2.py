@@ -21,7 +21,6 @@ from converter.formats._tf import NUMBERS, slice_key
 from converter.tensors import TensorSpec, dtype_name
 from tests.formats import tf_bytes
 from tests.formats.conformance import (
-    ALL_DTYPES,
     CountingSystem,
     FormatConformance,
     differences,
@@ -31,7 +30,6 @@ from tests.formats.conformance import (
 )
 from tests.formats.tf_oracle import tensorflow
 
-FOREIGN = {"float8_e3m4", "float8_e4m3", "float8_e8m0fnu", "float6_e2m3fn", "float6_e3m2fn"}
 SHARD = ".data-00000-of-00001"
 
 # What TensorFlow 2.21 wrote for a = int64 -7, b = float32 [[0 1 2] [3 4 5]], e = float32 of
@@ -530,7 +528,6 @@ def test_a_real_checkpoint_written_again(shared, tmp_path):
 class TestV2(FormatConformance):
     format = "tf-v2"
     target = "model.ckpt"
-    dtypes = tuple(dtype for dtype in ALL_DTYPES if dtype not in FOREIGN)
     checksums = True
 
     def oracle_read(self, path):

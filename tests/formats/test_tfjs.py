@@ -42,7 +42,6 @@ def save(path: Path, weights: list[dict[str, Any]], data: bytes, *, shard: int =
 class TestTfjs(ReadingConformance):
     format = "tfjs"
     target = "model.json"
-    dtypes = tuple(tfjs._DTYPES)
 
     def make(self, path: Path, arrays: Arrays) -> None:
         weights = [entry(name, array) for name, array in arrays.items()]

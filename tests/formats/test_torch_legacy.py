@@ -7,7 +7,8 @@ import struct
 import numpy as np
 import pytest
 from conformance import CountingSystem
-from test_torch import SAME, Special, as_numpy, bits
+from reading import ReadingConformance
+from test_torch import SAME, Special, bits, pairs
 
 from converter import files, formats
 from converter.errors import (
@@ -19,6 +20,7 @@ from converter.errors import (
 )
 from converter.formats import torch_legacy
 from converter.formats._pickle import Pickler
+from tests.formats.witnesses import torch_array
 
 
 @pytest.fixture
@@ -41,10 +43,19 @@ def check(torch, path, expected):
     arrays, ties, unsupported = load(path)
     assert list(arrays) == list(expected)
     for name, tensor in expected.items():
-        wanted = as_numpy(torch, tensor)
+        wanted = torch_array(torch, tensor)
         assert (arrays[name].dtype, arrays[name].shape) == (wanted.dtype, wanted.shape), name
         assert bits(arrays[name]) == bits(wanted), name
     return ties, unsupported
+
+
+class TestTorchLegacy(ReadingConformance):
+    format = "torch-legacy"
+    target = "model.pth"
+    shortest = 2  # one byte 80 is an empty map of Flax
+
+    def holds(self, name, dtype, shape=(2,)):
+        return pairs(dtype, shape)
 
 
 # ── torch writes, we read ────────────────────────────────────────────────────────────────────────

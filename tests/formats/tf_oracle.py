@@ -12,36 +12,14 @@ from __future__ import annotations
 
 import atexit
 import functools
-import json
-import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
-import numpy as np
 import pytest
 
-from tests.oracles import Child, missing
-
-
-def pack(array):
-    array = np.asarray(array, object if isinstance(array, bytes) else None)
-    if array.dtype == object:
-        data = [string.hex() for string in array.reshape(-1)]
-        return {"dtype": "string", "shape": array.shape, "data": data}
-    return {"dtype": array.dtype.name, "shape": array.shape, "data": array.tobytes().hex()}
-
-
-def unpack(packed):
-    shape = packed["shape"]
-    if packed["dtype"] == "string":
-        array = np.empty(len(packed["data"]), object)
-        array[:] = [bytes.fromhex(string) for string in packed["data"]]
-        return array.reshape(shape)
-    dtype = np.dtype(getattr(ml_dtypes, packed["dtype"], packed["dtype"]))
-    return np.frombuffer(bytes.fromhex(packed["data"]), dtype).reshape(shape)
+from tests.oracles import Child, missing, pack, serve, unpack
 
 
 @functools.cache
@@ -84,12 +62,6 @@ class Oracle(Child):
 
 
 # ── the side of TensorFlow ───────────────────────────────────────────────────────────────────────
-
-
-def _answer(tf, request):
-    return {"save": _save, "merge": _merge, "read": _read, "inventory": _inventory}[
-        request.pop("call")
-    ](tf, **request)
 
 
 def _dtype(tf, name):
@@ -137,19 +109,12 @@ def _inventory(tf, path):
     return {name: (dtypes[name].name, shape) for name, shape in shapes.items()}
 
 
-def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what TensorFlow prints is no answer
+def _answer(call, **request):
     import tensorflow as tf
 
-    for line in sys.stdin:
-        try:
-            answer = _answer(tf, json.loads(line))
-        except Exception as error:  # noqa: BLE001 - whatever it is, the test is to know
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+    calls = {"save": _save, "merge": _merge, "read": _read, "inventory": _inventory}
+    return calls[call](tf, **request)
 
 
 if __name__ == "__main__":
-    main()
+    serve(_answer)
