@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from tests.conversions import text
+from tests.conversions import text, transformers_tf
 from tests.manifests import spec
 
 PACKAGES = ("torch", "transformers")
@@ -22,4 +22,5 @@ def maker(model: str, config: Mapping[str, Any]) -> Callable[[], dict[str, str]]
     return lambda: headers(model, config)
 
 
-MODELS = {name: maker(*target) for name, target in text.TARGETS.items()}
+TARGETS = text.TARGETS | transformers_tf.TARGETS
+MODELS = {name: maker(*target) for name, target in TARGETS.items()}

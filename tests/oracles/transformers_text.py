@@ -80,6 +80,8 @@ def outputs(model: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         names = {"ids": "input_ids", "decoder_ids": "decoder_input_ids"}
         ids = tensors["decoder_ids"]  # the source shifts its targets by itself
         tensors["decoder_ids"] = torch.cat([torch.zeros_like(ids[:, :1]), ids[:, :-1]], 1)
+    if type(model).__name__.endswith("MultipleChoice"):  # the batch is one of choices
+        tensors = {name: tensor[None] for name, tensor in tensors.items()}
     with torch.inference_mode():
         found = model(**{theirs: tensors[ours] for ours, theirs in names.items()})
     return {n: t.numpy() for n, t in found.items() if isinstance(t, torch.Tensor)}
