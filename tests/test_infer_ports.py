@@ -141,25 +141,9 @@ needs_frameworks = pytest.mark.skipif(
 )
 
 
-WORDY = pytest.mark.xfail(
-    reason="exact, but more than twice as many rules as a person writes",
-    raises=AssertionError,
-    strict=True,
-)
-TOO_MANY = (
-    "keras xception",
-    "slim inception-v3",
-    "slim inception-v3-timm",
-    "slim inception-v4",
-    "slim inception-resnet-v2",
-)
-
-
 @pytest.mark.slow
 @needs_frameworks
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=WORDY if n in TOO_MANY else ()) for n in WRITTEN]
-)
+@pytest.mark.parametrize("name", WRITTEN)
 def test_a_port_of_a_real_model_is_found_by_its_values(name, tmp_path):
     write, mapping = WRITTEN[name]
     with converter.open(write(tmp_path)) as source:

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from converter.compare import diff
 from converter.errors import MappingError
+from converter.inference.drafts import Draft, Tables, literal
 from converter.inference.guess import UNCERTAIN, by_names
 from converter.inference.match import Found, Match, by_values, leaf
-from converter.inference.names import Draft, Tables, generalise, literal
-from converter.inference.write import Draftbook, drops
+from converter.inference.names import generalise
+from converter.inference.write import Draftbook, drops, in_order
 from converter.language.load import loads
 from converter.language.names import split
 from converter.language.rules import Rules
@@ -103,7 +104,7 @@ def _written(
 ) -> Inferred:
     """The mapping of what was found: generalised, or name by name should that not plan."""
     made = {t for m in found.matches for t in m.targets} | found.constants.keys()
-    clashing: set[str] = set()
+    clashing: frozenset[str] = frozenset()
     for fold in (*[True] * TRIES, False):
         book = _book(sources, targets, found, clashing if fold else None)
         text = book.text(sources, targets)
@@ -127,7 +128,7 @@ def _book(
     sources: Mapping[str, TensorSpec],
     targets: Mapping[str, TensorSpec],
     found: Found,
-    clashing: Collection[str] | None,
+    clashing: frozenset[str] | None,
 ) -> Draftbook:
     """All that the mapping says; with `clashing` None, name by name."""
     tables = Tables()
@@ -161,7 +162,7 @@ def _makes(
     sources: Mapping[str, TensorSpec],
     targets: Mapping[str, TensorSpec],
     tables: Tables,
-    clashing: Collection[str] | None,
+    clashing: frozenset[str] | None,
 ) -> Iterator[Made]:
     """The constants, one for each tensor that they stand beside where they do."""
     made = [t for m in found.matches for t in m.targets] + list(found.constants)
@@ -178,9 +179,13 @@ def _makes(
             sources[m.sources[0]].shape != targets[m.targets[0]].shape for m in beside
         )
         shapes = {targets[name].shape for name in group}
-        drafts = generalise(beside, (sources, made), tables, clashing or ()) if beside else []
-        if beside and (not shaped or len(shapes) == 1) and not any(d.exclude for d in drafts):
-            for draft in drafts:
+        drafts = (
+            generalise(beside, (sources, made), tables, clashing or frozenset(), 0)
+            if beside
+            else []
+        )
+        if beside and (not shaped or len(shapes) == 1):
+            for draft in sorted(drafts, key=in_order(sources)):
                 spec = targets[draft.matches[0].targets[0]]
                 yield replace(draft, note=note), spec, value, bool(shaped)
             continue

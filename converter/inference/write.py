@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from converter.inference.names import Draft, Tables
+from converter.inference.drafts import Draft, Tables
 from converter.language.groups import GROUPS
 from converter.language.names import parse_selector
 from converter.tensors import TensorSpec, dtype_name
@@ -33,7 +33,7 @@ class Draftbook:
         """The YAML."""
         parts = [[f"mapping: 1\nabout: {quoted(self.about)}"], self.table_lines()]
         rules = [
-            _rule(draft, sources, targets) for draft in sorted(self.rules, key=_order(sources))
+            _rule(draft, sources, targets) for draft in sorted(self.rules, key=in_order(sources))
         ]
         parts.append(["rules:" if rules else "rules: []", *rules])
         if self.drops or self.groups:
@@ -65,7 +65,8 @@ def _entry(value: int | str) -> str:
     return quoted(value) if isinstance(value, str) else str(value)
 
 
-def _order(sources: Mapping[str, TensorSpec]) -> Any:
+def in_order(sources: Mapping[str, TensorSpec]) -> Callable[[Draft], int]:
+    """The key by which rules stand in the order of the source's tensors."""
     places = {name: k for k, name in enumerate(sources)}
     return lambda draft: min(
         (places.get(n, 0) for m in draft.matches for n in m.sources), default=0
