@@ -33,6 +33,7 @@ def load(path):
 class TestDcp(ReadingConformance):
     format = "dcp"
     target = "checkpoint"
+    test_every_shape = None  # which the library writes anyhow
     flips = 300
     checksums = True
 

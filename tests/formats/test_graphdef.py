@@ -22,8 +22,6 @@ from converter.layout import View
 from converter.tensors import STRING, dtype_of
 from tests.oracles import QUIET, missing
 
-DTYPES = tuple("string" if dtype == STRING else dtype.name for dtype in NUMBERS)
-
 
 def shape_of(shape: tuple[int, ...]) -> bytes:
     return message(2, b"".join(message(2, number(1, n) if n else b"") for n in shape))
