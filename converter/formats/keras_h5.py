@@ -230,10 +230,14 @@ def create(
         listed = {f"{group}/{weight}" for group, names in known for weight in names}
         model = CONFIG in metadata and bool(listed) and listed <= specs.keys()
         order = _complete(known, list(specs))
-        facts = {key: text for key, text in metadata.items() if key not in {ORDER, CONFIG}}
+        # Keras converts weights by the version that wrote them, and those without one as Keras 1.
+        same = bool(listed) and not listed.isdisjoint(specs)
+        kept = metadata.keys() - {ORDER, CONFIG} - (set() if same else {*DEFAULTS})
+        facts = {} if same else dict(DEFAULTS)
+        facts |= {key: text for key, text in metadata.items() if key in kept}
         if model:
             facts[CONFIG] = metadata[CONFIG]
-        return Sink(path, specs, _Plan(order, DEFAULTS | facts, model=model), overwrite=overwrite)
+        return Sink(path, specs, _Plan(order, facts, model=model), overwrite=overwrite)
 
 
 def _known_order(metadata: Mapping[str, str]) -> list[tuple[str, list[str]]]:
@@ -303,7 +307,7 @@ class _Plan(Plan):
         special = {TOP, OPTIMIZER} if model else {TOP}
         layers = {"layer_names": [group for group in order if group not in special]}
         if model:
-            groups[MODEL] = {**{key: facts[key] for key in DEFAULTS}, **layers}
+            groups[MODEL] = {**{key: facts[key] for key in DEFAULTS if key in facts}, **layers}
             layers = {}
         super().__init__({"": {**facts, **layers}, **groups})
 
