@@ -27,7 +27,6 @@ pytestmark = pytest.mark.skipif(
     reason="needs Keras, TensorFlow, PyTorch, torchvision and timm",
 )
 TOLERANCE = 1e-9  # relative to the largest logit, in float64
-ROUNDED = 1e-6  # where Keras keeps mean and deviation of the input as float32
 
 
 class Model(NamedTuple):
@@ -40,7 +39,6 @@ class Model(NamedTuple):
     keras: dict[str, Any]
     torch: dict[str, Any]
     sizes: Mapping[str, int] = {}
-    tolerance: float = TOLERANCE
 
     @property
     def stock_differs(self) -> bool:
@@ -122,25 +120,21 @@ MODELS = {
         keras("MobileNetV3Small", narrow=1, inside="range"),
         timm("tf_mobilenetv3_small_100"),
         {"blocks": 11},
-        ROUNDED,
     ),
     "efficientnet_b0": Model(
         "efficientnet/keras-timm",
         keras("EfficientNetB0", inside="mean"),
         timm("tf_efficientnet_b0"),
-        tolerance=ROUNDED,
     ),
     "convnext": Model(
         "convnext/keras-torchvision",
         CONVNEXT,
         family("ConvNeXt", depths=DEPTHS),
-        tolerance=ROUNDED,
     ),
     "convnext-timm": Model(
         "convnext/keras-timm",
         CONVNEXT,
         timm("convnext_tiny", options=CLASSES | {"depths": DEPTHS}),
-        tolerance=ROUNDED,
     ),
 }
 BACK = ("vgg16", "resnet", "mobilenet_v2", "convnext")  # what Keras itself loads again
@@ -204,7 +198,7 @@ def check(folder: Path, name: str, model: Model) -> None:
     assert expected.dtype == np.float64
     assert difference(expected[:1], expected[1:]) > 0.001  # it depends on the image
     rounding = difference(found[f"logits-{image}"], expected)
-    assert rounding < model.tolerance
+    assert rounding < TOLERANCE
     if model.stock_differs:
         apart = difference(found[f"stock-logits-{image}"], expected)
         assert apart > max(TOLERANCE, 1000 * rounding)
@@ -309,14 +303,12 @@ LARGE = {
         keras("MobileNetV3Large", narrow=1, inside="range"),
         timm("tf_mobilenetv3_large_100"),
         {"blocks": 15},
-        ROUNDED,
     ),
     **{
         f"efficientnet_b{size}": Model(
             "efficientnet/keras-timm",
             keras(f"EfficientNetB{size}", narrow=1 if size == 1 else 8, inside="mean"),
             timm(f"tf_efficientnet_b{size}"),
-            tolerance=ROUNDED,
         )
         for size in range(1, 8)
     },
@@ -326,7 +318,6 @@ LARGE = {
             keras(f"ConvNeXt{size}", inside="mean", narrow=1 if size == "Tiny" else 8),
             (tv if package == "torchvision" else timm)(f"convnext_{size.lower()}"),
             {"variant": variant},
-            ROUNDED,
         )
         for package, sizes in (("torchvision", VARIANTS[:4]), ("timm", VARIANTS))
         for variant, size in enumerate(sizes)
