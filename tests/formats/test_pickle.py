@@ -62,6 +62,13 @@ def test_plain_values_are_what_python_reads(value, protocol):
     assert unpickler.position == len(data)
 
 
+@pytest.mark.parametrize("put", [b"q\x01", b"r\1\0\0\0", b"p1\n"])
+@pytest.mark.parametrize("get", [b"h\x01", b"j\1\0\0\0", b"g1\n"])
+def test_the_memo_may_be_numbered_from_one(put, get):  # as Python 2 did
+    data = b"](K\x07" + put + b"K\x08r\2\0\0\0" + get + b"h\x02e."
+    assert load(data) == [7, 8, 7, 8] == pickle.loads(data)  # noqa: S301 - our own bytes
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_long_values_shared_values_and_cycles(protocol):
     shared = ["x" * 300, b"y" * 300, 1 << 4000, -(1 << 40), 70_000, -1, 1.5, float("-inf")]
@@ -287,6 +294,9 @@ BROKEN = {
     "line without an end": (b"cos", "does not end"),
     "text that is not UTF-8": (b"X\x01\0\0\0\xff.", "UnicodeDecodeError"),
     "no such memo": (b"h\x01.", "KeyError"),
+    "a number of the memo that was left out": (b"Nq\x05h\x02.", "KeyError: 2"),
+    "a negative number of the memo": (b"Np-1\n.", "a negative number"),
+    "a negative number got from the memo": (b"Np0\ng-1\n.", "KeyError: -1"),
     "unknown opcode": (b"\xff.", "KeyError"),
     "extension registry": (b"\x82\x01.", "KeyError"),
     "out-of-band buffer": (b"\x97.", "KeyError"),
@@ -337,6 +347,7 @@ HOSTILE = {
     "digits": (b"L" + b"9" * 5000 + b"L\n.", "4096 digits"),
     "marks": (b"(" * 500_000, "1000 marks"),
     "memo": (b"N" + b"\x94" * 2_000_001 + b".", "2000000 remembered values"),
+    "far in the memo": (b"Nr\xff\xff\xff\x7f.", "2000000 remembered values"),
     "odd keys": (
         b"}("
         + b"".join(
