@@ -44,6 +44,7 @@ class Held(NamedTuple):
 
     library: str  # that reads what we write, and writes what we read
     dtypes: tuple[str, ...]
+    only_read: tuple[str, ...] = ()  # though others are written
     refused: Mapping[str, str] = MappingProxyType({})  # though the library has it: our words
 
 
@@ -57,9 +58,9 @@ HELD = {
         (*(d for d in (*NUMPY, *COMPLEX) if d not in {"uint32", "uint64"}), "string"),
     ),
     "dcp": Held("PyTorch", TORCH),
-    "sharded": Held("safetensors, PyTorch", SAFETENSORS),
-    "keras-v3": Held("h5py", (*NUMPY, "bfloat16"), RECORDS),
-    "keras-h5": Held("h5py", NUMPY, RECORDS),
+    "sharded": Held("safetensors, PyTorch", SAFETENSORS, ("complex128",)),
+    "keras-v3": Held("h5py", (*NUMPY, "bfloat16"), refused=RECORDS),
+    "keras-h5": Held("h5py", NUMPY, refused=RECORDS),
     "flax": Held("Flax", NUMBERS),
     "npz": Held("NumPy", (*NUMPY, *COMPLEX)),
     "onnx": Held(
@@ -77,7 +78,7 @@ HELD = {
     ),
     "graphdef": Held("TensorFlow", TENSORFLOW),
     "caffe": Held("Caffe's protocol buffers", ("float32", "float64")),
-    "joblib": Held("joblib", NUMBERS, {"string": "an array of dtype O8"}),
+    "joblib": Held("joblib", NUMBERS, refused={"string": "an array of dtype O8"}),
     "gguf": Held(
         "gguf",
         (
@@ -104,7 +105,7 @@ to.  Values are random bits and are compared bit by bit, in every shape that bot
 empty tensors, one to four axes, odd sizes.
 
 * **both**: the library reads what we write, and we read what it writes.
-* **read**: we read what the library writes; the format is only read.
+* **read**: we read what the library writes.  Sets of shards are written with what both kinds hold.
 * **refused**: the library has it, we do not.  A tensor like that is an error, or is listed as
   unsupported, before anything is written.
 * An empty cell: the library itself cannot save it and load it again; written, it is refused.
@@ -139,7 +140,9 @@ def table(names: list[str], word: str) -> Iterator[str]:
 
 def cell(held: Held, dtype: str, word: str) -> str:
     """What holds of a dtype in a format."""
-    return word if dtype in held.dtypes else "refused" if dtype in held.refused else ""
+    if dtype in held.dtypes:
+        return word
+    return "read" if dtype in held.only_read else "refused" if dtype in held.refused else ""
 
 
 if __name__ == "__main__":

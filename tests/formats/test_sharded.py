@@ -41,6 +41,7 @@ from converter.errors import (
 )
 from converter.formats import safetensors, sharded
 from converter.tensors import TensorSpec, dtype_of
+from tests.formats.dtypes import HELD
 
 INDEX = "model.safetensors.index.json"
 
@@ -88,6 +89,15 @@ class TestTorchShards(Sharded):
     target = "pytorch_model.bin.index.json"
     metadata = MappingProxyType({})
     whole = test_torch.TestTorch()
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("dtype", HELD["sharded"].only_read)
+def test_what_shards_of_torch_hold_alone_is_read(dtype: str, tmp_path: Path) -> None:
+    suite = TestTorchShards()
+    arrays = suite.whole.of_library(dtype)
+    suite.oracle_write(tmp_path / suite.target, arrays)
+    assert differences(read(tmp_path / suite.target), arrays) == []
 
 
 def small() -> dict[str, Array]:
