@@ -37,7 +37,7 @@ ARROWS = {
     "engine": {"errors", "files", "formats", "layout", "tensors"},
     "compare": {"errors", "layout", "tensors"},
     "symmetry": {"compare", "layout", "tensors"},
-    "roundtrip": {"compare", "errors", "language", "ops", "plan", "tensors"},
+    "roundtrip": {"compare", "errors", "language", "layout", "ops", "plan", "tensors"},
     "inference": {"compare", "errors", "language", "layout", "ops", "plan", "symmetry", "tensors"},
     "models": {"digests", "formats", "layout", "tensors"},
     "parity": {"digests", "errors", "extras", "layout", "tensors"},

@@ -13,6 +13,8 @@ The index is checked against the shards: each tensor lies in the shard that it n
 other, and no shard of the set is left over.  A shard is a sibling of the index.  A symbolic link
 must lead to where the index's own link leads to (the hub's cache links both into one folder).
 
+Sets of Keras (`net.weights.json`) are written here, too, and read by keras_v3.py.
+
 A set is written with the index last; the shards of an old one make way only then.  When it is to be
 resumable, a journal remembers which shards are complete: see converter/journal.py.
 """
@@ -53,6 +55,7 @@ from converter.tensors import Checkpoint, LazyTensors, TensorSpec
 MAX_INDEX = 100_000_000  # bytes
 MAX_SHARDS = 10_000
 SHARD_NBYTES = 5_000_000_000  # of one shard, unless told
+
 _HOLDERS = ("safetensors", "torch", "torch-legacy")  # the formats of shards
 
 
