@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import atexit
 import functools
-import json
-import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.oracles import Child, missing
+from tests.oracles import Child, missing, serve
 
 
 @functools.cache
@@ -156,26 +154,19 @@ def _read(tf, keras, kind, path):
 
 
 def main(version: str) -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what TensorFlow prints is no answer
-    import tensorflow as tf
+    def answer(call, **request):
+        import tensorflow as tf
 
-    if version == "2":
-        import tf_keras as keras
-    else:
-        import keras
-    for line in sys.stdin:
-        request = json.loads(line)
-        call = {"save": _save, "restore": _restore, "read": _read}[request.pop("call")]
-        try:
-            found = call(tf, keras, **request)
-            values = {n.replace("/", "|"): np.asarray(value) for n, value in found.items()}
-            np.savez(request["path"] + ".values.npz", **values)
-            answer = {}
-        except Exception as error:  # noqa: BLE001 - whatever it is, the test is to know
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+        if version == "2":
+            import tf_keras as keras
+        else:
+            import keras
+        found = {"save": _save, "restore": _restore, "read": _read}[call](tf, keras, **request)
+        values = {name.replace("/", "|"): np.asarray(value) for name, value in found.items()}
+        np.savez(request["path"] + ".values.npz", **values)
+        return {}
+
+    serve(answer)
 
 
 if __name__ == "__main__":
