@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 import converter
 from converter.inference import infer
 from converter.ops import OPS
+from converter.tensors import TensorSpec
 from tests.cli import checkpoints
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "real"
@@ -122,6 +123,72 @@ def test_a_resnet_by_names_alone():
     )
     assert good >= 0.9 * len(right.steps)
     assert "guessed" in found.yaml
+
+
+def specs(*shapes):
+    """Float tensors, by name and shape."""
+    return {name: TensorSpec(shape, np.dtype("f4")) for name, shape in shapes}
+
+
+def test_a_guess_takes_moving_averages_and_says_so():
+    source = specs(
+        ("a/kernel", (4, 6)),
+        ("a/kernel/ExponentialMovingAverage", (4, 6)),
+        ("b/kernel", (6, 2)),
+    )
+    found = infer(source, specs(("x.weight", (6, 4)), ("y.weight", (2, 6))))
+    steps = {step.target: step.sources for step in found.port.plan(source).steps}
+    assert steps["x.weight"] == ("a/kernel/ExponentialMovingAverage",)
+    assert found.uncertain == {"x.weight"}
+    assert "# guessed, uncertain: the moving average" in found.yaml
+
+
+@pytest.mark.parametrize("lost", ["first", "last", "both"])
+def test_a_guess_is_not_certain_where_one_side_has_more(lost):
+    """Three layers alike and a head; nothing says which of them the other side lacks."""
+    blocks = [(f"enc/layer_{i}/{word}", (8, 8)) for i in range(3) for word in ("att", "mlp")]
+    target = specs(*((name.replace("/", "."), shape) for name, shape in blocks), ("head", (8, 3)))
+    gone = {"first": blocks[:1], "last": blocks[-1:], "both": blocks[:2]}[lost]
+    source = specs(*(block for block in blocks if block not in gone), ("out", (8, 3)))
+    found = infer(source, target)
+    steps = {step.target: step.sources for step in found.port.plan(source).steps}
+    assert steps["head"] == ("out",)
+    assert "head" not in found.uncertain
+    assert steps.keys() - {"head"} <= found.uncertain
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("conv1.weight", (8, 3, 5, 5)),  # colours
+        ("rnn.weight_hh_l0", (32, 8)),  # gates
+        ("square.weight", (8, 8)),
+    ],
+)
+def test_what_no_shape_shows_is_uncertain(name, shape):
+    source = specs((f"net/{name.split('.')[0]}/kernel", (*shape[2:], *shape[1::-1])))
+    found = infer(source, specs((name, shape)))
+    assert found.uncertain == {name}
+    assert "uncertain: no shape shows the order of the axes" in found.yaml
+
+
+def test_a_bias_before_a_batch_norm_moves_into_its_mean():
+    vectors = "gamma", "beta", "moving_mean", "moving_variance"
+    source = specs(
+        ("c1_conv/kernel", (3, 3, 4, 8)),
+        ("c1_conv/bias", (8,)),
+        *((f"c1_bn/{word}", (8,)) for word in vectors),
+    )
+    words = "weight", "bias", "running_mean", "running_var"
+    target = specs(("conv1.weight", (8, 4, 3, 3)), *((f"bn1.{word}", (8,)) for word in words))
+    found = infer(source, target)
+    steps = {step.target: step for step in found.port.plan(source).steps}
+    assert steps["bn1.running_mean"].sources == ("c1_bn/moving_mean", "c1_conv/bias")
+    assert found.uncertain == {"bn1.running_mean"}
+    values = {name: np.full(spec.shape, 2.0, "f4") for name, spec in source.items()}
+    values["c1_conv/bias"] += 1
+    made = found.port(converter.from_arrays(values))
+    assert made["bn1.running_mean"].numpy().tolist() == [-1.0] * 8
 
 
 def bert(rng, layers=3, d=8):

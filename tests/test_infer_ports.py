@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import permutations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 import converter
 from converter.inference import Inferred, infer
+from converter.language.rules import Make
 from converter.plan import Port, port
 from converter.tensors import Checkpoint, TensorSpec
 from tests import manifests, oracles
@@ -35,7 +37,6 @@ QUICK = (  # rows of the table of conversions, small and unlike each other
     "torch-lstm-3 to keras-lstm-3",
     "google-bert-tiny to transformers-bert-tiny",
 )
-RIGHT = 0.9  # of all tensors, by names and shapes alone
 READABLE = 2  # rules for each that a person wrote
 
 
@@ -166,45 +167,103 @@ def test_dtln_is_found_by_its_values(mapping, file):
 # By names and shapes alone.
 
 
-def headers(rows: Iterable[Any]) -> Iterator[tuple[str, Mapping[str, TensorSpec], Port]]:
-    for row in rows:
-        if manifests.path(row.source).exists():
-            yield str(row), manifests.load(row.source), port(row.mapping, sizes=row.sizes)
+class Guess(NamedTuple):
+    """How many of the tensors got their real sources, and how many of those pass as certain."""
+
+    tensors: int
+    right: int
+    certain: int
+
+    def __add__(self, other: object) -> Guess:
+        """The sum of two."""
+        assert isinstance(other, Guess)
+        return Guess(*map(sum, zip(self, other, strict=True)))
 
 
-def guessed(source: Mapping[str, TensorSpec], mapping: Port) -> tuple[int, int, Inferred]:
-    """How many targets get their real sources, of how many, and the guess."""
-    planned = mapping.plan(source)
-    expected = {step.target: step.sources for step in planned.steps}
-    found = infer(source, dict(sorted(planned.specs.items())))  # as a file sorts them
-    steps = {step.target: step for step in found.port.plan(source).steps}
-    right = sum(n in steps and steps[n].sources == s for n, s in expected.items())
-    for name in expected:  # whatever it is, it does not pass as certain
-        assert (name in steps) != (name in found.open)
-    return right, len(expected), found
+Sources = Mapping[str, tuple[str, ...]]  # of each target
+Specs = Mapping[str, TensorSpec]
 
 
-RIGHT_OF_ALL = 0.8  # moving averages and the branches of Inception are guessed wrong
-MANY = [str(row) for row in conversions()]
-FEW = [name for name in MANY if name.startswith(("google-bert", "openai", "keras-DenseNet121"))]
+def headers(names: Collection[str]) -> dict[str, tuple[str, str, Specs, Specs, Sources]]:
+    """Conversions whose headers are here: models, tensors of both, and the real sources."""
+    found = {}
+    for row in conversions():
+        name = f"{row} by {row.mapping}"
+        if name in names and manifests.path(row.source).exists():
+            source = manifests.load(row.source)
+            planned = port(row.mapping, sizes=row.sizes).plan(source)
+            sources = {step.target: step.sources for step in planned.steps}
+            found[name] = row.source, row.target, source, planned.specs, sources
+    return found
+
+
+def guessed(name: str, source: Specs, target: Specs, real: Sources) -> Guess:
+    """The mapping that is guessed makes each target, or says that it does not, and why."""
+    found = infer(source, dict(sorted(target.items())))  # as a file sorts them
+    assert found.guessed
+    assert not found.exact
+    lines = found.yaml.splitlines()
+    right, certain = set(), set()
+    for step in found.port.plan(source).steps:
+        rule = step.rule
+        said = rule.because if isinstance(rule, Make) else lines[rule.place.line - 2]
+        assert isinstance(rule, Make) or said.startswith("  # guessed")
+        assert ("uncertain" in said) == (step.target in found.uncertain), said
+        assert step.target not in found.open
+        if "uncertain" not in said:
+            certain.add(step.target)
+        if step.sources == real.get(step.target):
+            right.add(step.target)
+    assert certain & real.keys() <= right, f"{name}: {sorted(certain & real.keys() - right)}"
+    guess = Guess(len(real), len(right), len(certain & right))
+    print(f"{name:90} {guess}, {rules(found):3} rules")  # noqa: T201 - the table
+    return guess
+
+
+MANY = [f"{row} by {row.mapping}" for row in conversions()]
+FEW = [
+    name
+    for name in MANY
+    if name.startswith(("google-bert-t", "openai-gpt2-s", "keras-DenseNet121"))
+]
+RIGHT = 0.99  # of all tensors; the issue wants 0.9
+CERTAIN = 0.7  # of those that are right
 
 
 @pytest.mark.parametrize(
-    ("names", "least"),
-    [(FEW, RIGHT), pytest.param(MANY, RIGHT_OF_ALL, marks=pytest.mark.slow)],
-    ids=["few", "all"],
+    "names", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "all"]
 )
-def test_names_alone_give_most_sources_and_never_pass_as_certain(names, least):
+def test_names_alone_give_nearly_all_sources_and_no_wrong_one_passes_as_certain(names):
     """Conversions whose headers are here, at full size; the last line is the sum."""
-    right = tensors = 0
-    for name, source, mapping in headers(row for row in conversions() if str(row) in names):
-        good, count, found = guessed(source, mapping)
-        print(f"{name:70} {good:4} of {count:4} right, {rules(found):3} rules")  # noqa: T201
-        right, tensors = right + good, tensors + count
-        assert found.guessed
-        assert not found.exact
-        lines = found.yaml.splitlines()
-        starts = [k for k, line in enumerate(lines) if line.startswith("  - source:")]
-        assert all(lines[k - 1].startswith("  # guessed") for k in starts)
-    print(f"{right} of {tensors}: {right / tensors:.1%}")  # noqa: T201
-    assert right >= least * tensors
+    rows = headers(names).items()
+    every = sum((guessed(name, *row[2:]) for name, row in rows), Guess(0, 0, 0))
+    print(every)  # noqa: T201 - the table
+    assert every.right >= RIGHT * every.tensors
+    assert every.certain >= CERTAIN * every.right
+
+
+def siblings() -> Iterator[tuple[str, Specs, Specs, Sources]]:
+    """Ports that nobody wrote a mapping for: between two models that have one source or target."""
+    rows = headers(MANY).values()
+    for (a, b, theirs, ours, real), (c, d, others, others_made, others_real) in permutations(
+        rows, 2
+    ):
+        if a == c and b != d:
+            one = {s[0]: t for t, s in real.items() if len(s) == 1}
+            same = {t: (one[s[0]],) for t, s in others_real.items() if len(s) == 1 and s[0] in one}
+            yield f"{b} to {d}", ours, {t: others_made[t] for t in same}, same
+        if b == d and a != c:
+            pairs = ((others_real.get(t, ()), s) for t, s in real.items())
+            same = {s[0]: r for s, r in pairs if len(s) == len(r) == 1}
+            if same.keys() == {n for n, spec in theirs.items() if spec.shape}:  # all of a model
+                yield f"{c} to {a}", others, {t: theirs[t] for t in same}, same
+
+
+@pytest.mark.slow
+def test_names_give_the_sources_of_ports_that_no_mapping_was_written_for():
+    """The guess was not made with these in mind: they are held out."""
+    every = sum((guessed(*sibling) for sibling in siblings()), Guess(0, 0, 0))
+    print(every)  # noqa: T201 - the table
+    assert every.tensors > 10_000
+    assert every.right >= RIGHT * every.tensors
+    assert every.certain >= every.right // 2

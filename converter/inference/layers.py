@@ -246,17 +246,16 @@ class _Pairing:
 def _blocks(side: Sequence[Layer]) -> dict[int, list[_Named]]:
     """Layers that share the beginning of their names, by how many; each set once."""
     members: dict[str, list[Layer]] = defaultdict(list)
-    parents: dict[str, str] = {}
     for layer in side:
-        before = ""
         for part in _PART.finditer(layer.name):
-            prefix = layer.name[: part.end()]
-            members[prefix].append(layer)
-            parents[prefix], before = before, prefix
+            members[layer.name[: part.end()]].append(layer)
+    names: dict[tuple[Layer, ...], str] = {}
+    for name, inside in (*members.items(), *_numbered(side).items()):
+        names.setdefault(tuple(inside), name)
     found: dict[int, list[_Named]] = defaultdict(list)
-    for prefix, inside in (*members.items(), *_numbered(side).items()):
-        if len(inside) > 1 and len(inside) != len(members.get(parents.get(prefix, ""), ())):
-            found[len(inside)].append(_Named(prefix, tuple(inside)))
+    for block, name in names.items():
+        if len(block) > 1:
+            found[len(block)].append(_Named(name, block))
     return found
 
 
