@@ -17,7 +17,7 @@ from functools import cached_property
 
 from converter.compare import diff
 from converter.errors import MappingError
-from converter.inference.drafts import Draft, Tables, literal
+from converter.inference.drafts import Draft, Tables, escaped, literal
 from converter.inference.guess import UNCERTAIN, by_names
 from converter.inference.match import Found, Match, by_values, leaf
 from converter.inference.names import generalise
@@ -175,23 +175,19 @@ def _makes(
         value = found.constants[group[0]]
         note = UNCERTAIN if group[0] in found.uncertain else ""
         beside = _beside(group, found.matches) if clashing is not None and len(group) > 1 else None
-        shaped = beside and any(
-            sources[m.sources[0]].shape != targets[m.targets[0]].shape for m in beside
-        )
-        shapes = {targets[name].shape for name in group}
-        drafts = (
-            generalise(beside, (sources, made), tables, clashing or frozenset(), 0)
-            if beside
-            else []
-        )
-        if beside and (not shaped or len(shapes) == 1):
+        if beside is None or clashing is None:
+            for name in group:
+                yield Draft((), (escaped(name),), (), note, ()), targets[name], value, True
+            continue
+        shaped = any(sources[m.sources[0]].shape != targets[m.targets[0]].shape for m in beside)
+        shapes: dict[tuple[int, ...], list[Match]] = defaultdict(list)
+        for match in beside:
+            shapes[targets[match.targets[0]].shape if shaped else ()].append(match)
+        for matches in shapes.values():
+            drafts = generalise(matches, (sources, made), tables, clashing, 0)
             for draft in sorted(drafts, key=in_order(sources)):
                 spec = targets[draft.matches[0].targets[0]]
-                yield replace(draft, note=note), spec, value, bool(shaped)
-            continue
-        for name in group:
-            text = name.replace("{", "{{").replace("}", "}}")
-            yield Draft((), (text,), (), note, ()), targets[name], value, True
+                yield replace(draft, note=note), spec, value, shaped
 
 
 def _beside(group: Sequence[str], matches: Sequence[Match]) -> list[Match] | None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from converter.inference.drafts import Draft, Tables
+from converter.inference.match import ancestors
 from converter.language.groups import GROUPS
 from converter.language.names import parse_selector
 from converter.tensors import TensorSpec, dtype_name
@@ -168,10 +169,20 @@ def drops(left: Sequence[str], used: set[str]) -> tuple[list[tuple[str, str]], l
             groups.append(group)
             rest = [name for name in rest if name not in taken]
     alike: dict[str, list[str]] = defaultdict(list)
-    for name in rest:
-        alike[re.sub(r"(?<![0-9])[0-9]+(?![0-9])", "{i}", name)].append(name)
+    for selector in _folders(rest, used):
+        alike[re.sub(r"(?<![0-9])[0-9]+(?![0-9])", "{i}", selector)].append(selector)
     selectors: list[str] = []
-    for selector, names in alike.items():
-        whole = len(names) > 1 and not any(map(parse_selector(selector), used))
-        selectors += [selector] if whole else names
+    for selector, some in alike.items():
+        whole = len(some) > 1 and not any(map(parse_selector(selector), used))
+        selectors += [selector] if whole else some
     return [(s, "nothing in the target holds its values") for s in selectors], groups
+
+
+def _folders(left: Sequence[str], used: set[str]) -> list[str]:
+    """Selectors of names: the largest folders without a name that is used, or the name."""
+    kept = {folder for name in used for folder in ancestors(name)}
+    found: dict[str, list[str]] = defaultdict(list)
+    for name in left:
+        folder = next((folder for folder in ancestors(name) if folder not in kept), name)
+        found[f"{folder}{name[len(folder)]}**" if folder != name else name].append(name)
+    return [names[0] if len(names) == 1 else selector for selector, names in found.items()]
