@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from typing import Any
 
 from converter.language import load
 from converter.language.rules import Rules
+from converter.plan import port
 from tests import manifests
 from tests.conversions import Conversion, conversions
 
@@ -18,6 +20,10 @@ Every conversion that is shipped.  A mapping serves all sizes of a model, and bo
 it does not say otherwise.  The *contract* is what the weights depend on besides themselves; it is
 written into the target.  The *proof* runs the real models of both sides, or says which step of
 theirs it repeats.  The headers of every model here, at full size, are in `tests/manifests/`.
+
+There and back, every tensor has the same bits again.  Only those that are called *rounded* do not,
+when files are between: their numbers come back within one unit in the last place of the larger of
+the two sides, and go there again to the very same bits.
 
 This page is made by `python -m tests.conversions`; a test keeps it current.
 """
@@ -54,12 +60,28 @@ def section(rules: Rules, rows: list[Conversion]) -> Iterator[str]:
         tensors = f"{len(manifests.load(row.source))} → {len(manifests.load(row.target))}"
         sizes = " ".join(f"`--size {size}={number}`" for size, number in row.sizes.items())
         yield f"| {row.source} | {row.target} | {tensors} | {sizes} |"
+    yield from inexact(rows[0])
     proofs = dict.fromkeys(map(proof, rows))
     yield f"\nProof: {', '.join(proofs)}.\n"
     notes = dict.fromkeys(row.note for row in rows if row.note)
     one_way = dict.fromkeys(f"No way back: {row.one_way}." for row in rows if row.one_way)
     for sentence in (*notes, *one_way):
         yield f"{sentence}\n"
+
+
+def inexact(row: Conversion) -> Iterator[str]:
+    """Which tensors of the target are not the source's bits in another order."""
+    steps = port(row.mapping, sizes=row.sizes).plan(manifests.load(row.source)).steps
+    for kind in ("rounding", "lossy"):
+        names = [step.target for step in steps if step.exactness == kind]
+        if names:
+            ends = sorted({re.split("[./]", name)[-1] for name in names})
+            called = (
+                f"`{names[0]}`"
+                if len(names) == 1
+                else f"{len(names)}, each a `{'`, `'.join(ends)}`"
+            )
+            yield f"\n{'Rounded' if kind == 'rounding' else 'Lossy'}: {called}."
 
 
 def contract(rules: Rules) -> Iterator[str]:
