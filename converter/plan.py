@@ -23,6 +23,8 @@ from converter.language.load import load
 from converter.language.names import Bindings, Selector, Template, TemplateError, parse, split
 from converter.language.rules import REMARKS, Drop, Make, Place, Rule, Rules
 from converter.layout import Array, Computed, View
+from converter.ops import SHIPPED
+from converter.ops.base import On
 from converter.ops.values import CastFloats
 from converter.tensors import Checkpoint, Tensor, TensorSpec, dtype_of, no_collections
 
@@ -597,6 +599,12 @@ def _apply(
         except OpError as error:
             error.op_index = index  # type: ignore[attr-defined]
             raise
+        except Exception as cause:
+            if op.name in (*SHIPPED, On.name):  # our bug
+                raise
+            failure = OpError(f"{op.name} fails: {type(cause).__name__}: {cause}")
+            failure.op_index = index  # type: ignore[attr-defined]
+            raise failure from cause
     return result
 
 

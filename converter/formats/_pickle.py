@@ -224,6 +224,7 @@ class Unpickler:
         self.position = position
         self.stack: list[Any] = []
         self.memo: list[Any] = []  # picklers number what they remember from 0 on, or from 1
+        self.gaps = 0  # numbers in it that were left out
         self.persistent = persistent
         self._table = table
         self._makers: dict[int, Callable[..., Any]] = {}  # by the id of a stub: all stubs live on
@@ -360,7 +361,12 @@ class Unpickler:
             raise self.limit(f"{MAX_MEMO} remembered values")
         if number < 0:
             raise ValueError("a negative number of what is remembered")
-        self.memo += [_NOTHING] * (number + 1 - len(self.memo))
+        missing = number - len(self.memo)
+        if missing >= 0:
+            self.gaps += missing
+            self.memo += [_NOTHING] * (missing + 1)
+        elif self.memo[number] is _NOTHING:
+            self.gaps -= 1
         self.memo[number] = self.stack[-1]
 
     def get(self, number: int) -> None:
@@ -685,7 +691,7 @@ _OPCODES: Mapping[bytes, Opcode] = {  # but for K, M, \x86 and ., which `Unpickl
     b"p": lambda machine: machine.put(int(machine.line())),
     b"q": lambda machine: machine.put(machine.natural(1)),
     b"r": lambda machine: machine.put(machine.natural(4)),
-    b"\x94": lambda machine: machine.put(len(machine.memo)),
+    b"\x94": lambda machine: machine.put(len(machine.memo) - machine.gaps),
     b"g": lambda machine: machine.get(int(machine.line())),
     b"h": lambda machine: machine.get(machine.natural(1)),
     b"j": lambda machine: machine.get(machine.natural(4)),

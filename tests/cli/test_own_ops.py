@@ -111,6 +111,25 @@ def test_mistakes_are_those_of_any_op(op, code, message, converter, table):
     assert message in result.out
 
 
+def test_one_that_fails_is_said_to_fail(packages, converter, table):
+    code = """
+from converter.ops import Op
+
+class Roll(Op):
+    name = "roll"
+    about = "fails"
+    by: int
+
+    def apply(self, views, pieces):
+        return [views[self.by]]
+"""
+    install(packages, "rolling", "roll = rolling:Roll", code)
+    result = converter("plan", "table.pt", "-m", "roll.yaml")
+    assert result.code == 1
+    assert "roll.yaml:4:" in result.out + result.err
+    assert "roll fails: IndexError: list index out of range" in result.out + result.err
+
+
 @pytest.mark.usefixtures("table")
 @pytest.mark.parametrize(
     ("points", "code", "wrong"),

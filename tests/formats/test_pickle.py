@@ -69,6 +69,13 @@ def test_the_memo_may_be_numbered_from_one(put, get):  # as Python 2 did
     assert load(data) == [7, 8, 7, 8] == pickle.loads(data)  # noqa: S301 - our own bytes
 
 
+def test_what_is_memoised_takes_the_number_that_python_gives_it():
+    """How many are remembered, whatever their numbers: after `q` with 5 come 1, 2 and 3."""
+    data = b"\x80\x04(Nq\x05K\x07\x94K\x08\x94K\x09\x94h\x01h\x02h\x03t."
+    expected = (None, 7, 8, 9, 7, 8, 9)
+    assert load(data) == expected == pickle.loads(data)  # noqa: S301 - our own bytes
+
+
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_long_values_shared_values_and_cycles(protocol):
     shared = ["x" * 300, b"y" * 300, 1 << 4000, -(1 << 40), 70_000, -1, 1.5, float("-inf")]
