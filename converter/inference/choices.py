@@ -154,25 +154,21 @@ def _candidates(
         for part in there:
             holders[part].add(place)
     scored = []
-    for parts in {frozenset(there) for there in places.values()}:
+    for parts in {frozenset(there) for there in places.values() if len(there) <= MOST_CHOICES}:
         found = set[_Place].intersection(*(holders[part] for part in parts))
         if len(found) >= stage.places and _paired(parts):
-            saved = sum(_saved(parts, place, places[place], forms) for place in found)
+            length = RULE + len(_hole(parts))
+            saved = sum(_cost(parts, place, places, forms) - length for place in found)
             scored.append((-saved, sorted(parts), found))
-    return [
-        (parts, found)
-        for saved, parts, found in sorted(scored, key=lambda row: row[:2])
-        if saved < 0
-    ]
+    best = sorted(scored, key=lambda row: row[:2])
+    return [(parts, found) for loss, parts, found in best if loss < 0]
 
 
-def _saved(
-    parts: Collection[_Part], place: _Place, ids: dict[_Part, int], forms: Sequence[_Form]
-) -> int:
-    """By how many characters a join makes the text shorter."""
-    rules = (forms[ids[part]] for part in parts)
+def _cost(parts: Collection[_Part], place: _Place, places: _Places, forms: Sequence[_Form]) -> int:
+    """How much longer rules are than the text around the place where they differ."""
+    rules = (forms[places[place][part]] for part in parts)
     before = sum(RULE + len(form.source) + len(form.target) for form in rules)
-    return before - RULE - sum(map(len, place[1:])) - len(_hole(parts))
+    return before - sum(map(len, place[1:]))
 
 
 def _pairs(parts: Iterable[_Part]) -> list[_Part]:
