@@ -226,7 +226,7 @@ def _texts(form: _Form) -> list[str]:
 def _name(before: str, after: str, taken: str) -> str:
     """A name for a hole: the first letter of the word before it in its segment, or what it is."""
     segment = re.sub(r"\{[^{}]*\}", "", re.split("[/.]", before)[-1].lower())
-    letters: list[str] = [word[0] for word in re.findall("[a-z]+", segment)[-1:]]
+    letters: list[str] = [word[0] for word in re.findall("[a-z][a-z0-9]*", segment)[-1:]]
     used: set[str] = set(re.findall(rf"\{{(\w+)(?![^{{}}]*{_PAIR})", taken))
     names = (*letters, "layer" if after else "part", "layer", "kind", "name", "word")
     return next(name for name in names if name not in used)
