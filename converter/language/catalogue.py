@@ -153,4 +153,6 @@ def finder(template: str) -> re.Pattern[str]:
 
 def _loose(hole: str) -> str:
     kind = hole[1:-1].partition(":")[2]
-    return f"(?:{'|'.join(map(re.escape, kind.split('|')))})" if "|" in kind else "[^\n]+"
+    if "|" in kind:
+        return f"(?:{'|'.join(map(re.escape, kind.split('|')))})"
+    return "[^\n]*" if "[" in hole else "[^\n]+"  # an entry of a table may be empty
