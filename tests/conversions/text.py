@@ -20,11 +20,11 @@ TARGETS: dict[str, Model] = {}
 CONVERSIONS: list[Conversion] = []
 
 
-def add(mapping: str, source: tuple[str, Model], target: tuple[str, Model]) -> None:
+def add(mapping: str, source: tuple[str, Model], target: tuple[str, Model], **sizes: int) -> None:
     """A row, and what its manifests are made of."""
     SOURCES.update([source])
     TARGETS.update([target])
-    CONVERSIONS.append(Conversion(mapping, source[0], target[0], PROOF))
+    CONVERSIONS.append(Conversion(mapping, source[0], target[0], PROOF, sizes))
 
 
 def encoder(hidden: int, layers: int, vocabulary: int = 30522, **more: Any) -> dict[str, Any]:
@@ -89,6 +89,24 @@ for size, config in ALBERT.items():
         (f"transformers-albert-{size}", ("AlbertForPreTraining", config)),
     )
 
+for head, family, mapping, model, labels in (
+    ("classifier", "albert_classifier", "google-transformers", "ForSequenceClassification", 3),
+    ("choice", "albert_classifier", "google-transformers", "ForMultipleChoice", 1),
+    ("squad", "albert_squad", "google-squad", "ForQuestionAnswering", 2),
+):
+    config = ALBERT["base"]
+    add(
+        f"albert/{mapping}",
+        (
+            f"google-albert-base-{head}",
+            (family, {**config, "down_scale_factor": 1, "classes": labels}),
+        ),
+        (
+            f"transformers-albert-base-{head}",
+            (f"Albert{model}", {**config, "num_labels": labels}),
+        ),
+    )
+
 ELECTRA = {  # width, layers, embedding, width of the generator
     "small": (256, 12, 128, 64),
     "base": (768, 12, 768, 256),
@@ -108,6 +126,24 @@ for size, (hidden, layers, embedding, generator) in ELECTRA.items():
         source,
         (f"transformers-electra-{size}-generator", ("ElectraForMaskedLM", other)),
     )
+
+HIDDEN, LAYERS, EMBEDDING, _ = ELECTRA["small"]
+SMALL = encoder(HIDDEN, LAYERS, embedding_size=EMBEDDING)
+for number, task in ((0, "mnli"), (8, "chunk")):
+    add(
+        "electra/google-classifier",
+        (f"google-electra-small-{task}", ("electra_task", {**SMALL, "task": task})),
+        (
+            f"transformers-electra-small-{task}",
+            ("ElectraForTokenClassification", {**SMALL, "num_labels": 3}),
+        ),
+        task=number,
+    )
+add(
+    "electra/google-squad",
+    ("google-electra-small-squad", ("electra_squad", SMALL)),
+    ("transformers-electra-small-squad", ("ElectraForQuestionAnswering", SMALL)),
+)
 
 GPT2 = {"small": (768, 12), "medium": (1024, 24), "large": (1280, 36), "xl": (1600, 48)}
 for size, (hidden, layers) in GPT2.items():

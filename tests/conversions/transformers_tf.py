@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.conversions import Conversion
-from tests.conversions.text import ALBERT, BERT, ELECTRA, Model, encoder
+from tests.conversions.text import ALBERT, BERT, SMALL, Model
 
 PROOF = "tests/test_transformers_tf.py::test_pytorchs_class_says_what_tensorflows_says"
 # The heads of a family in the order of its mapping's table.
@@ -21,11 +21,10 @@ FAMILIES = {
     "Albert": HEADS,
     "Electra": HEADS,
 }
-HIDDEN, LAYERS, EMBEDDING, _ = ELECTRA["small"]
 SMALLEST = {
     "Bert": ("tiny", BERT["tiny"]),
     "Albert": ("base", ALBERT["base"]),
-    "Electra": ("small", encoder(HIDDEN, LAYERS, embedding_size=EMBEDDING)),
+    "Electra": ("small", SMALL),
 }
 SOURCES: dict[str, Model] = {}
 TARGETS: dict[str, Model] = {}

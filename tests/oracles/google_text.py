@@ -8,9 +8,9 @@ its outputs.
 
 BERT, ALBERT and GPT-2 are the authors' packages (`bert-tensorflow`, `albert-tensorflow`,
 `gpt-2-simple`), T5 is built by `mesh-tensorflow` as the gin files of the package `t5` say.  They
-lie in `oracles.LEGACY`.  ELECTRA has no package: here is what its `modeling.BertModel` and
-`run_pretraining.PretrainingModel` add to BERT's layers (github.com/google-research/electra,
-8a46635), with BERT's own functions.
+lie in `oracles.LEGACY`.  ELECTRA has no package: here is what its `modeling.BertModel`,
+`run_pretraining.PretrainingModel` and the `get_prediction_module` of its tasks add to BERT's layers
+(github.com/google-research/electra, 8a46635), with BERT's own functions.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def prepare() -> None:
     tf1.disable_v2_tensorshape()
     tf1.flags, tf1.app, tf1.estimator = MagicMock(), MagicMock(), MagicMock()
     sys.modules["tensorflow.contrib"] = MagicMock(layers=tf_slim.layers)
-    for name in ("tensorflow_hub", "mesh_tensorflow.tpu_variables"):
+    for name in ("sentencepiece", "tensorflow_hub", "mesh_tensorflow.tpu_variables"):
         sys.modules[name] = MagicMock()
     for name in ("gpt_2_simple", "mesh_tensorflow.transformer"):
         package = types.ModuleType(name)  # without an __init__ that imports data sets
@@ -118,6 +118,48 @@ def albert(config: Config) -> Outputs:
     labels = tf.zeros(BATCH, tf.int32)
     order = run_pretraining.get_sentence_order_output(settings, model.get_pooled_output(), labels)
     return {"words": words[2], "sentence": order[2]}
+
+
+def albert_classifier(config: Config) -> Outputs:
+    """A sentence classifier, as `run_classifier` trains it; of one class for multiple choice."""
+    with patch.dict(sys.modules, tensorflow=tf1):
+        from albert import classifier_utils, modeling
+    settings = modeling.AlbertConfig.from_dict(dict(config))
+    given, labels = _bert_inputs(config).values(), tf.zeros(BATCH, tf.int32)
+    found = classifier_utils.create_model(
+        settings, False, *given, labels, config["classes"], False, "mnli"
+    )
+    return {"logits": found[3]}
+
+
+def albert_squad(config: Config) -> Outputs:
+    """Answers in a text, as `run_squad_v1` trains it."""
+    with patch.dict(sys.modules, tensorflow=tf1):
+        from albert import modeling, squad_utils
+    settings = modeling.AlbertConfig.from_dict(dict(config))
+    given = _bert_inputs(config).values()
+    start, end = squad_utils.create_v1_model(settings, False, *given, False)
+    return {"start": start, "end": end}
+
+
+def electra_task(config: Config) -> Outputs:
+    """A classifier of texts (`ClassificationTask`), and a tagger (`TaggingTask`) beside it."""
+    from bert import modeling
+
+    _, hidden = _electra(modeling, config, config, "electra")
+    with tf1.variable_scope(f"task_specific/{config['task']}", reuse=tf1.AUTO_REUSE):
+        layer = tf1.layers.Dense(3, name="dense")
+        return {"text": layer(hidden[:, 0]), "tokens": layer(hidden)}
+
+
+def electra_squad(config: Config) -> Outputs:
+    """Answers in a text (`QATask` without `joint_prediction`), before others are masked."""
+    from bert import modeling
+
+    _, hidden = _electra(modeling, config, config, "electra")
+    with tf1.variable_scope("task_specific/squadv1"):
+        start, end = (tf.squeeze(tf1.layers.dense(hidden, 1), -1) for _ in "se")
+    return {"start": start, "end": end}
 
 
 def electra(config: Config) -> Outputs:
@@ -256,7 +298,11 @@ FAMILIES: dict[str, Callable[[Config], Outputs]] = {
     "bert_classifier": bert_classifier,
     "bert_squad": bert_squad,
     "albert": albert,
+    "albert_classifier": albert_classifier,
+    "albert_squad": albert_squad,
     "electra": electra,
+    "electra_squad": electra_squad,
+    "electra_task": electra_task,
     "gpt2": gpt2,
     "t5": t5,
 }
