@@ -60,7 +60,7 @@ FREE_HEADERS = 16 << 20  # bytes of headers that any file may have …
 FREE_BYTES = 4 << 30  # and of values that it may describe; beyond that …
 MAX_RATIO = 1000  # … times what is stored
 
-Value = str | float | list[Any]  # of an attribute
+Value = str | complex | list[Any]  # of an attribute
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +157,11 @@ _FLOATS = {  # size, precision, exponent at and bits, mantissa at and bits, bias
     (4, 32, 23, 8, 0, 23, 127, 31): np.dtype("<f4"),
     (8, 64, 52, 11, 0, 52, 1023, 63): np.dtype("<f8"),
 }
+_MEMBERS = {  # of records, by the version of the message: name, offset, no axes, type
+    1: struct.Struct("<8sI28x20s"),
+    2: struct.Struct("<8sI20s"),
+    **dict.fromkeys((3, 4), struct.Struct("<2sB20s")),
+}
 _BOOLS = (b"FALSE\0\0\0TRUE\0\0\0\0\0\1", b"FALSE\0TRUE\0\0\1")  # of enumerations, old and new
 
 
@@ -170,6 +175,8 @@ def _datatype(raw: bytes) -> _Type:
         dtype = _float(raw, size, bits)
     elif kind == 3:  # noqa: PLR2004 - classes of the specification
         return _Type(size, text="fixed", problem=_CLASSES[3])
+    elif kind == 6:  # noqa: PLR2004
+        dtype = _complex(raw, size, bits)
     elif kind == 8 and raw[20:].startswith(_BOOLS):  # noqa: PLR2004
         dtype = np.dtype(np.bool_) if _datatype(raw[8:]).dtype == np.int8 else None
     elif kind == 9 and bits & 15 == 1:  # noqa: PLR2004
@@ -186,6 +193,19 @@ def _float(raw: bytes, size: int, bits: int) -> np.dtype[Any] | None:
         return None
     swapped: np.dtype[Any] = dtype.newbyteorder(">") if big else dtype
     return swapped
+
+
+def _complex(raw: bytes, size: int, bits: int) -> np.dtype[Any] | None:
+    """The dtype of records of two equal floats, r and i: h5py stores complex numbers so."""
+    member = _MEMBERS.get(raw[0] >> 4)
+    if member is None or bits != 2 or size not in {8, 16}:  # noqa: PLR2004 - members
+        return None
+    part = raw[member.size - 12 : member.size + 8]  # the type of the first
+    both = member.pack(b"r", 0, part) + member.pack(b"i", size // 2, part)
+    dtype = _datatype(part).dtype if raw[8:].startswith(both) else None
+    if dtype is None or dtype.kind != "f" or 2 * dtype.itemsize != size:
+        return None
+    return np.dtype(f"{dtype.byteorder}c{size}")
 
 
 def _dataspace(raw: bytes) -> tuple[int, ...] | None:
@@ -939,7 +959,7 @@ def _lzf(data: bytes, limit: int) -> bytes:
 ALIGNMENT = 64
 MAX_ATTRIBUTE = 64_512  # bytes of a list: Keras puts the rest into a second attribute
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-_DTYPES = {np.dtype(code) for code in ("?", *"bBhHiIqQefd")} | {BFLOAT16}
+_DTYPES = {np.dtype(code) for code in ("?", *"bBhHiIqQefdFD")} | {BFLOAT16}
 
 Attributes = Mapping[str, str | Sequence[str]]
 

@@ -36,7 +36,6 @@ TORCH = (*NUMPY, *COMPLEX, "bfloat16", *FLOAT8, "float8_e8m0fnu", "float4_e2m1fn
 SAFETENSORS = tuple(name for name in TORCH if name != "complex128")
 TENSORFLOW = (*NUMPY, *COMPLEX, "bfloat16", *FLOAT8, "float8_e4m3b11fnuz", "float4_e2m1fn")
 TENSORFLOW += (*PARTS, "string")
-RECORDS = dict.fromkeys(COMPLEX, "a compound type")  # as which HDF5 stores them
 
 
 class Held(NamedTuple):
@@ -59,8 +58,8 @@ HELD = {
     ),
     "dcp": Held("PyTorch", TORCH),
     "sharded": Held("safetensors, PyTorch", SAFETENSORS, ("complex128",)),
-    "keras-v3": Held("h5py", (*NUMPY, "bfloat16"), refused=RECORDS),
-    "keras-h5": Held("h5py", NUMPY, refused=RECORDS),
+    "keras-v3": Held("Keras 3", (*NUMPY, *COMPLEX, "bfloat16")),
+    "keras-h5": Held("Keras 3", (*NUMPY, *COMPLEX)),
     "flax": Held("Flax", NUMBERS),
     "npz": Held("NumPy", (*NUMPY, *COMPLEX)),
     "onnx": Held(

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conformance import Array, Arrays, FormatConformance, differences, make, read, same
+from conformance import Array, FormatConformance, differences, make, read, same
 
 import converter
 from converter import formats
@@ -20,6 +20,7 @@ from converter.formats import keras_h5
 from converter.tensors import TensorSpec
 
 h5py = pytest.importorskip("h5py")
+ml_dtypes = pytest.importorskip("ml_dtypes")
 
 
 def datasets(path: Path, prefix: str = "") -> dict[str, Array]:
@@ -27,7 +28,9 @@ def datasets(path: Path, prefix: str = "") -> dict[str, Array]:
 
     def take(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
-            found[prefix + name] = np.asarray(item[()])
+            array = np.asarray(item[()])
+            bfloat16 = item.attrs.get("dtype") == "bfloat16"  # which h5py takes for opaque bytes
+            found[prefix + name] = array.view(ml_dtypes.bfloat16) if bfloat16 else array
 
     with h5py.File(path) as file:
         file.visititems(take)
@@ -43,17 +46,7 @@ class TestKerasH5(FormatConformance):
     target = "model.h5"
     metadata = keras_h5.DEFAULTS
     names = ("a", "A", "c/conv_1/kernel:0", "../../escape", 'with space, "\\', "{b}[0]*", "ü/重")
-
-    def oracle_read(self, path: Path) -> dict[str, Array]:
-        return datasets(path)
-
-    def oracle_write(self, path: Path, arrays: Arrays) -> None:
-        with h5py.File(path, "w") as file:
-            file.attrs["layer_names"] = np.array([b"l"])
-            group = file.create_group("l")
-            group.attrs["weight_names"] = np.array([], float)
-            for name, array in arrays.items():
-                file[name] = array
+    numbered = "layer/layer/{}"
 
 
 def keras(*lines: str, legacy: bool = False) -> dict[str, Any]:
@@ -364,7 +357,7 @@ def test_what_cannot_be_written(tmp_path: Path) -> None:
         ({"a//b": TensorSpec((), f4)}, "a part that is empty"),
         ({"/a": TensorSpec((), f4)}, "a part that is empty"),
         ({"a/./b": TensorSpec((), f4)}, "a part that is empty or '.'"),
-        ({"a": TensorSpec((), np.dtype("c8"))}, "no complex64"),
+        ({"a": TensorSpec((), np.dtype(ml_dtypes.int4))}, "no int4"),
     ):
         with pytest.raises(UnrepresentableError, match=reason):
             formats.create(tmp_path / "m.h5", row, specs)

@@ -14,7 +14,6 @@ import pytest
 from conformance import (
     NAMES,
     Array,
-    Arrays,
     FormatConformance,
     differences,
     make,
@@ -37,7 +36,6 @@ from converter.errors import (
 from converter.formats import keras_v3
 
 h5py = pytest.importorskip("h5py")
-ml_dtypes = pytest.importorskip("ml_dtypes")
 BARE = tuple(name for name in NAMES if not name.startswith("/"))
 CONFIG = '{"class_name": "Sequential"}'
 
@@ -47,21 +45,7 @@ class TestWeights(FormatConformance):
     target = "model.weights.h5"
     metadata = MappingProxyType({})
     names = BARE
-
-    def oracle_read(self, path: Path) -> dict[str, Array]:
-        found = datasets(path)
-        with h5py.File(path) as file:
-            for name, array in found.items():
-                if file[name].attrs.get("dtype") == "bfloat16":
-                    found[name] = array.view(ml_dtypes.bfloat16)
-        return found
-
-    def oracle_write(self, path: Path, arrays: Arrays) -> None:
-        with h5py.File(path, "w") as file:
-            for name, array in arrays.items():
-                file[name] = array.view("V2") if array.dtype == "bfloat16" else array
-                if array.dtype == "bfloat16":
-                    file[name].attrs["dtype"] = "bfloat16"
+    numbered = "layers/layer/vars/{}"
 
 
 class TestKeras(TestWeights):
@@ -76,14 +60,7 @@ class TestKeras(TestWeights):
     def oracle_read(self, path: Path) -> dict[str, Array]:
         with zipfile.ZipFile(path) as archive:
             assert archive.testzip() is None
-            archive.extract("model.weights.h5", path.parent)
-        return super().oracle_read(path.parent / "model.weights.h5")
-
-    def oracle_write(self, path: Path, arrays: Arrays) -> None:
-        super().oracle_write(path.parent / "w", arrays)
-        with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("config.json", CONFIG)
-            archive.write(path.parent / "w", "model.weights.h5")
+        return super().oracle_read(path)
 
 
 MODEL = """
@@ -134,7 +111,7 @@ def test_keras_files_are_read_and_written_back(tmp_path: Path) -> None:
     ours.mkdir()
     told = keras(MODEL, f"FOLDER = {str(theirs)!r}", SAVE)
     assert len(list(theirs.glob("s_*.weights.h5"))) > 1
-    expected = TestWeights().oracle_read(theirs / "m.weights.h5")
+    expected = datasets(theirs / "m.weights.h5")
     assert {a.dtype.name for n, a in expected.items() if "layers/dense/" in n} == {"bfloat16"}
     for name in ("m.keras", "folder", "m.weights.h5", "s.weights.json"):
         assert differences(read(theirs / name), expected) == [], name

@@ -9,12 +9,14 @@ does not hold it refuses, by whatever exception it has.  `witness` is the side o
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import json
 import os
 import sys
 import types
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +32,7 @@ Array = NDArray[Any]
 Arrays = Mapping[str, Array]
 NEEDS = {"caffe": LEGACY / "proto", "tfjs": LEGACY / "tensorflowjs"}  # or packages:
 NEEDS |= {"graphdef": "tensorflow", "torch-legacy": "torch", "dcp": "torch", "orbax": "orbax"}
+NEEDS |= {"keras-v3": "keras", "keras-h5": "keras"}
 
 
 @functools.cache
@@ -255,6 +258,58 @@ def orbax() -> Library:
 
     library = checkpoint.PyTreeCheckpointer()
     return Library(lambda path, arrays: library.save(path, dict(arrays)), library.restore)
+
+
+def keras_zeros(path: str) -> Arrays:
+    """Zeros for each dataset of a file of Keras, in the order of their numbers, by h5py."""
+    import h5py
+
+    found = {}
+
+    def take(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            dtype = item.attrs.get("dtype", item.dtype)  # an attribute for bfloat16 only
+            found[name.removeprefix("model_weights/")] = np.zeros(item.shape, dtype)
+
+    with contextlib.ExitStack() as files:
+        source: Any = path
+        if path.endswith(".keras"):
+            archive = files.enter_context(zipfile.ZipFile(path))
+            source = files.enter_context(archive.open("model.weights.h5"))
+        files.enter_context(h5py.File(source)).visititems(take)
+    return dict(sorted(found.items(), key=lambda pair: int(pair[0].rpartition("/")[2])))
+
+
+def keras() -> Library:
+    """Keras 3: the variables of one layer, known by number.  It loads into those that there are."""
+    os.environ["KERAS_BACKEND"] = "numpy"
+    import keras
+
+    def model(arrays: Arrays) -> Any:
+        layer = keras.layers.Layer(name="layer")
+        for number, array in enumerate(arrays.values()):
+            dtype = array.dtype.name
+            weight = layer.add_weight(array.shape, dtype=dtype, name=str(number), trainable=False)
+            weight.assign(array)
+        found = keras.Sequential([layer])
+        layer.built = found.built = True  # there is no input to build it for
+        return found
+
+    def write(path: str, arrays: Arrays) -> None:
+        made = model(arrays)
+        (made.save_weights if path.endswith(".weights.h5") else made.save)(path)
+
+    def read(path: str) -> Arrays:
+        arrays = keras_zeros(path)
+        made = model(arrays)
+        made.load_weights(path)
+        loaded = map(keras.ops.convert_to_numpy, made.weights)
+        return dict(zip(arrays, loaded, strict=True))
+
+    return Library(write, read)
+
+
+keras_v3 = keras_h5 = keras
 
 
 def main(name: str) -> None:
