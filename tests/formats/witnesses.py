@@ -283,6 +283,7 @@ def keras_zeros(path: str) -> Arrays:
 def keras() -> Library:
     """Keras 3: the variables of one layer, known by number.  It loads into those that there are."""
     os.environ["KERAS_BACKEND"] = "numpy"
+    sys.modules["tensorflow"] = None  # Keras would import it to save a model, and use nothing of it
     import keras
 
     def model(arrays: Arrays) -> Any:
