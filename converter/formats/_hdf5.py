@@ -159,7 +159,6 @@ _FLOATS = {  # size, precision, exponent at and bits, mantissa at and bits, bias
 }
 _MEMBERS = {  # of records, by the version of the message: name, offset, no axes, type
     1: struct.Struct("<8sI28x20s"),
-    2: struct.Struct("<8sI20s"),
     **dict.fromkeys((3, 4), struct.Struct("<2sB20s")),
 }
 _BOOLS = (b"FALSE\0\0\0TRUE\0\0\0\0\0\1", b"FALSE\0TRUE\0\0\1")  # of enumerations, old and new

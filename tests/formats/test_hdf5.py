@@ -208,6 +208,25 @@ def test_records_that_are_no_complex_numbers_are_listed(
     assert read(tmp_path / "m.h5") == {"x": "a dataset of records (a compound type)"}
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (b"\x16\2\0\0", b"\x16\3\0\0"),  # three members, of which one is nowhere
+        (b"\x16\2\0\0", b"\x26\2\0\0"),  # a version that has no place for axes
+        (b"\x11\x20\x1f\0\4", b"\x10\x20\x1f\0\4"),  # integers, in as many bytes as floats
+    ],
+)
+def test_records_that_are_almost_complex_numbers_are_listed(
+    old: bytes, new: bytes, tmp_path: Path
+) -> None:
+    path = tmp_path / "m.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = np.zeros(2, "<c8")
+    assert old in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(old, new))
+    assert read(path) == {"x": "a dataset of records (a compound type)"}
+
+
 def test_a_foreign_filter_is_listed(tmp_path: Path) -> None:  # h5_unknown_filter
     def make_it(file: Any) -> None:
         facts = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
