@@ -27,6 +27,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from io import SEEK_END
 from typing import Any, NamedTuple
 
@@ -46,6 +47,7 @@ from converter.errors import (
 )
 from converter.files import Checksum, File, Region, StagedFile
 from converter.formats._names import name_problem, shown
+from converter.formats._pages import paged
 from converter.layout import Computed, View
 from converter.tensors import TensorSpec, dtype_name
 
@@ -164,6 +166,7 @@ _MEMBERS = {  # of records, by the version of the message: name, offset, no axes
 _BOOLS = (b"FALSE\0\0\0TRUE\0\0\0\0\0\1", b"FALSE\0TRUE\0\0\1")  # of enumerations, old and new
 
 
+@lru_cache  # a file has many datasets, and few types
 def _datatype(raw: bytes) -> _Type:
     head, size = struct.unpack_from("<II", raw)
     kind, bits = head & 15, head >> 8
@@ -284,6 +287,7 @@ class _Reader:
         self._checksum = checksum
         self._start = start
         self._size = stop - start
+        self._paged = paged(file, start, stop)
         self._left = max(FREE_HEADERS, 2 * self._size)  # bytes of headers
         self._described = 0  # bytes of values
         self._groups: set[int] = set()
@@ -342,7 +346,7 @@ class _Reader:
                 expected=f"{nbytes} bytes from {address}",
                 found=f"{self._size} bytes",
             )
-        return self._file.read(self._start + address, nbytes)
+        return self._paged(address, nbytes)
 
     def _charge(self, nbytes: int) -> None:
         self._left -= nbytes
