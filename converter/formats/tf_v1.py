@@ -16,9 +16,11 @@ Large values are blocks of their own, and not compressed, so floats can be read 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,7 +67,7 @@ from converter.formats._tf import (
 )
 from converter.formats._tf_paths import claims, located
 from converter.layout import Computed, Memory, Storage, View
-from converter.tensors import STRING, Checkpoint, Tensor, TensorSpec
+from converter.tensors import STRING, Checkpoint, LazyTensors, TensorSpec
 
 Array = NDArray[Any]
 WHOLE = -1  # the length of a slice's extent that covers an axis
@@ -121,7 +123,8 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the contract of a format
             file.close()
 
     saved: dict[bytes, _Saved] = {}
-    tensors: dict[str, Tensor] = {}
+    keys: dict[str, bytes] = {}
+    specs: dict[str, TensorSpec] = {}
     unsupported: dict[str, str] = {}
     try:
         for place in paths:
@@ -137,10 +140,12 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the contract of a format
                     unsupported[name] = reason
                     continue
                 with context(tensor=name):
-                    tensors[name] = Tensor(tensor.view(name, key))
+                    tensor.check(name, key)
+                keys[name], specs[name] = key, TensorSpec(tensor.shape, DTYPES[tensor.dtype])
     except BaseException:
         close()
         raise
+    tensors = LazyTensors(specs, cache(lambda name: saved[keys[name]].view(name, keys[name])))
     return Checkpoint(
         tensors, "tf-v1", paths[0], unsupported=unsupported, files=paths, on_close=close
     )
@@ -157,6 +162,13 @@ class _Saved:
     dtype: int
     slices: list[tuple[Table, Slice]] = field(default_factory=list)
 
+    def check(self, name: str, key: bytes) -> None:
+        """Raise `CorruptFileError` unless the slices make up the tensor, and can be there."""
+        if len(self.slices) == 1 and self.slices[0][1] == _whole(self.shape):
+            self._check_room(self.slices[0][0], self.shape)
+        else:
+            self.view(name, key)
+
     def view(self, name: str, key: bytes) -> View:
         """The tensor, assembled from its slices."""
         dtype = DTYPES[self.dtype]
@@ -164,19 +176,23 @@ class _Saved:
         for table, cut in self.slices:
             box = box_of(cut, self.shape)
             shape = tuple(stop - start for start, stop in box)
+            self._check_room(table, shape)
             size = TensorSpec(shape, dtype).size
-            # Every value takes some bytes, of which snappy may make one in SNAPPY_RATIO.
-            least = size * (dtype.itemsize if _is_fixed(dtype) else 1)
-            if least > SNAPPY_RATIO * table.file.size:
-                raise CorruptFileError(
-                    "a slice has more elements than its file could hold",
-                    path=table.file.path,
-                    expected=f"at most {SNAPPY_RATIO * table.file.size} bytes",
-                    found=f"{least} bytes",
-                )
             value = _Value(table, slice_key(key, cut), dtype, size, name)
             parts.append(Part(box, View.over(value.storage(), shape)))
         return assembled(self.shape, dtype, parts)
+
+    def _check_room(self, table: Table, shape: tuple[int, ...]) -> None:
+        """Every value takes some bytes, of which snappy may make one in SNAPPY_RATIO."""
+        dtype = DTYPES[self.dtype]
+        least = math.prod(shape) * (dtype.itemsize if _is_fixed(dtype) else 1)
+        if least > SNAPPY_RATIO * table.file.size:
+            raise CorruptFileError(
+                "a slice has more elements than its file could hold",
+                path=table.file.path,
+                expected=f"at most {SNAPPY_RATIO * table.file.size} bytes",
+                found=f"{least} bytes",
+            )
 
 
 def _read_meta(table: Table, saved: dict[bytes, _Saved]) -> None:
@@ -223,6 +239,10 @@ def _read_tensor(
         )
     known.slices += slices
     return 16 * TensorSpec(shape, STRING).size
+
+
+def _whole(shape: Sequence[int]) -> Slice:
+    return ((0, WHOLE),) * len(shape)
 
 
 # ── values ───────────────────────────────────────────────────────────────────────────────────────
@@ -401,17 +421,13 @@ def create(
     return _Sink(path, specs, overwrite=overwrite)
 
 
-def _whole(spec: TensorSpec) -> Slice:
-    return ((0, WHOLE),) * len(spec.shape)
-
-
 class _Sink:
     """Tensors are written in the order of their keys; one that comes early waits in memory."""
 
     def __init__(self, path: Path, specs: Mapping[str, TensorSpec], *, overwrite: bool) -> None:
         self.files = (path,)
         self._specs = specs
-        self._keys = {name: slice_key(name.encode(), _whole(specs[name])) for name in specs}
+        self._keys = {name: slice_key(name.encode(), _whole(specs[name].shape)) for name in specs}
         self.order = sorted(specs, key=self._keys.__getitem__)
         self._waiting: dict[str, list[Array]] = {}
         self._done = 0  # tensors in the file
