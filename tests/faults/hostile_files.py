@@ -180,7 +180,7 @@ PYTORCH = (
     Case("pt_long_bomb", "bounds", data(pt(b"\x80\x02\x8b\xff\xff\xff\x7f."))),
     Case("pt_string_over_file", "bounds", data(pt(b"\x80\x02X\xff\xff\xff\x7fa."))),
     Case("pt_deep_nest", "depth", data(pt(NESTED))),
-    Case("pt_memo_bomb", "depth", data(pt(MEMO)), "read"),
+    Case("pt_memo_bomb", "depth", data(pt(MEMO))),
     Case("pt_holds_itself", "depth", data(pt(DOUBLED)), "read"),
     Case("pt_view_outside", "bounds", data(pt(saved(tensor(size=(1 << 30,)))))),
     Case("pt_neg_offset", "bounds", data(pt(saved(tensor(offset=-4))))),
