@@ -344,3 +344,8 @@ def test_a_part_of_another_tensor():
     text = "equal but for [2, 4) of axis 0, which holds [2, 4) of axis 0 of 'hh'"
     assert rows[0].explanation.text == text
     assert str(rows[0].explanation) == text
+
+
+def test_a_vector_of_one_element_becomes_a_scalar():
+    """As scores of a class, of which a model may have one, are stacked."""
+    assert str(explain(np.ones(1, "f4"), np.ones((), "f4"))) == "equal after reshaping [1] to []"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from converter.inference.axes import Axes
 from converter.inference.layers import Layer, layers, pairs
@@ -112,8 +112,20 @@ class _Guess:
                 self.notes[source, target] = UNCERTAIN
         several = Counter(map(folder, theirs))
         for target in theirs & self.found.constants.keys():
-            if several[folder(target)] > 1:
+            if several[folder(target)] > 1 or self.held_by_a_vector(target, used):
                 self.found.uncertain.add(target)
+
+    def held_by_a_vector(self, target: str, used: Collection[str]) -> bool:
+        """Is a vector of the source left over that may hold it, as ONNX has two biases in one?"""
+        size = self.specs[1][target].size
+        left = (
+            layer.specs[role]
+            for layer in self.layers[0]
+            for role, name in layer.tensors.items()
+            if role in ("weight", "bias") and name not in used
+        )
+        vectors = (spec.size for spec in left if max(spec.shape, default=1) == spec.size)
+        return size > 0 and any(n % size == 0 for n in vectors if n)
 
     def match(self) -> None:
         """Find the ops of each pair."""

@@ -156,6 +156,8 @@ def arrange(first: Prints, second: Prints) -> Arrangement | None:
     if (free or wanted) and not _regroup(first, second, free, wanted, left, right):
         return None
     ones = [atom for k, n in enumerate(ours) if n == 1 for atom in left[k]]
+    if ones and not right:
+        return None  # a scalar has no place for them
     place_ones(ones, right)
     return Arrangement(left, right, before)
 
