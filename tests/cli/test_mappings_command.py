@@ -19,8 +19,11 @@ ROOT = Path(__file__).parents[2]
 def test_ls_finds_by_framework_and_model(converter):
     rows = json.loads(converter("mappings", "ls", "--match", "ELECTRA", "--format", "json").out)
     assert [row["name"] for row in rows] == [
+        "electra/google-classifier",
         "electra/google-discriminator",
         "electra/google-generator",
+        "electra/google-squad",
+        "electra/tf-transformers",
     ]
     both = converter("mappings", "ls", "--match", "slim", "--match", "torchvision").out
     assert "vgg16/slim-torchvision" in both
