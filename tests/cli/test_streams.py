@@ -293,7 +293,8 @@ def test_the_start_imports_nothing_heavy():
 )
 def test_signals_leave_nothing_behind(number, code, says, folder):
     script = (
-        "import sys\n"
+        "import signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in the background
         "from converter import cli, files\n"
         "class Slow(files.System):\n"
         "    def sync(self, fd):\n"

@@ -53,8 +53,20 @@ class TestGraphdef(ReadingConformance):
         path.write_bytes(b"".join(message(1, whole(n, a)) for n, a in arrays.items()))
 
     def library_holds(self, dtype: str, shape: tuple[int, ...]) -> bool:
-        """Single values go through Python's, where some have no place or lose a NaN's bits."""
-        return math.prod(shape) > 1 or not (dtype.endswith("fnuz") or dtype == "complex64")
+        """Single values go through Python's, where some have no place."""
+        return math.prod(shape) > 1 or not dtype.endswith("fnuz")
+
+    def of_library(self, dtype: str) -> dict[str, Array]:
+        """Complex numbers of two float32 go through Python's, which makes every NaN a quiet one."""
+        arrays = super().of_library(dtype)
+        return {n: quiet(a) for n, a in arrays.items()} if dtype == "complex64" else arrays
+
+
+def quiet(array: Array) -> Array:
+    """The same complex64 numbers, with the highest bit of every NaN's payload set."""
+    parts = np.atleast_1d(array).copy().view("f4")
+    bits = parts.view("u4") | (np.isnan(parts) * np.uint32(1 << 22))
+    return bits.view("c8").reshape(array.shape)
 
 
 FLOATS = np.array([1.5, -2], np.float32)
