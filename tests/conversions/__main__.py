@@ -25,6 +25,8 @@ There and back, every tensor has the same bits again.  Only those that are calle
 when files are between: their numbers come back within one unit in the last place of the larger of
 the two sides, and go there again to the very same bits.
 
+TF-Slim's Inception V2 is not here: neither torchvision nor timm has a class that computes it.
+
 This page is made by `python -m tests.conversions`; a test keeps it current.
 """
 
