@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from converter.errors import NotFoundError, TargetError, UnknownFormatError, UnsupportedError
 from converter.files import File, StagedFile
-from converter.tensors import Checkpoint, TensorSpec
+from converter.tensors import Checkpoint, TensorSpec, no_collections
 
 
 class Sink(Protocol):
@@ -270,7 +270,8 @@ def open_checkpoint(path: str | Path, *, select: str = "", names: str | None = N
             path=place,
             expected=", ".join(known) or f"none: in {row.title} a tensor has one name",
         )
-    checkpoint = cast("Checkpoint", module.open(place, **options))
+    with no_collections():
+        checkpoint = cast("Checkpoint", module.open(place, **options))
     if not checkpoint.files:
         checkpoint = replace(checkpoint, files=(place,))
     if not select:

@@ -43,7 +43,6 @@ from converter.errors import (
     UnsafeContentError,
     UnsupportedError,
 )
-from converter.tensors import no_collections
 
 MAX_OPCODES = 10_000_000
 MAX_DEPTH = 1_000  # of marks inside marks
@@ -241,8 +240,7 @@ class Unpickler:
         Raises `CorruptFileError`, `LimitError` or `UnsafeContentError`, with the byte offset.
         """
         try:
-            with no_collections():
-                return self._run()
+            return self._run()
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             # An empty stack, an unknown opcode or memo, text that is not UTF-8, a list as a key.
             if self.position >= len(self.data) and self.data[self._opcode :] != b".":

@@ -50,7 +50,7 @@ from converter.formats._torch import (
 )
 from converter.formats.torch import open_archive
 from converter.layout import View
-from converter.tensors import Checkpoint, Tensor, TensorSpec, no_collections
+from converter.tensors import Checkpoint, Tensor, TensorSpec
 
 METADATA = ".metadata"
 MAX_METADATA = 256 << 20  # bytes
@@ -76,7 +76,7 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the name every format has
     """
     index = path if path.name == METADATA else path / METADATA
     with ExitStack() as stack:
-        with context(path=index), no_collections():
+        with context(path=index):
             folder = _Folder(index, stack)
             tensors = {}
             unsupported = {}

@@ -44,7 +44,7 @@ from converter.formats import Probe
 from converter.formats._names import name_problem, shown
 from converter.formats._sink import FileSink
 from converter.layout import View
-from converter.tensors import Checkpoint, LazyTensors, TensorSpec, dtype_name, no_collections
+from converter.tensors import Checkpoint, LazyTensors, TensorSpec, dtype_name
 
 MAX_HEADER = 100_000_000  # bytes
 MAX_RANK = 32
@@ -104,7 +104,7 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the contract of a format
     """
     file = File(path)
     try:
-        with context(path=path), no_collections():
+        with context(path=path):
             start, header = _read_header(file)
             metadata = _read_metadata(header.pop(METADATA, None))
             entries = _check_entries(header)

@@ -28,7 +28,7 @@ from converter.formats._pickle import Unpickler
 from converter.formats._torch import TABLE, Place, Storages, Stored, checkpoint_of, stored
 from converter.formats._torch_write import METADATA, create, problem
 from converter.formats._zip import STORED, Member, first_name, members, read
-from converter.tensors import Checkpoint, no_collections
+from converter.tensors import Checkpoint
 
 __all__ = ["create", "open", "open_archive", "problem", "recognise"]
 
@@ -74,22 +74,21 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the name every format has
 
 def open_archive(file: File, start: int = 0, stop: int | None = None) -> Checkpoint:
     """The tensors of the archive in [start, stop) of a file."""
-    with no_collections():
-        archive = _Archive(file, members(file, start, stop))
-        data = archive.small("data.pkl", MAX_PICKLE) or b""
-        unpickler = Unpickler(data, TABLE, stored, where="data.pkl")
-        saved = unpickler.load()
-        if unpickler.position != len(data):
-            raise CorruptFileError("data.pkl goes on after its end", offset=unpickler.position)
-        return checkpoint_of(
-            saved,
-            Storages(file, archive.place, swap=archive.is_big_endian()),
-            format="torch",
-            file=file,
-            pickled=len(data),
-            metadata=archive.metadata(),
-            unsupported=archive.program(),
-        )
+    archive = _Archive(file, members(file, start, stop))
+    data = archive.small("data.pkl", MAX_PICKLE) or b""
+    unpickler = Unpickler(data, TABLE, stored, where="data.pkl")
+    saved = unpickler.load()
+    if unpickler.position != len(data):
+        raise CorruptFileError("data.pkl goes on after its end", offset=unpickler.position)
+    return checkpoint_of(
+        saved,
+        Storages(file, archive.place, swap=archive.is_big_endian()),
+        format="torch",
+        file=file,
+        pickled=len(data),
+        metadata=archive.metadata(),
+        unsupported=archive.program(),
+    )
 
 
 class _Archive:
