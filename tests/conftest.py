@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Tests start the command hundreds of times: half of their time would go into compiling it.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # The same examples on every run, however busy the machine: a verdict on a change must not depend
 # on luck.  HYPOTHESIS_PROFILE=explore looks for new ones, as `make test-slow` does.
 _PATIENT = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
