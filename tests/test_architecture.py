@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import converter
@@ -174,10 +175,24 @@ def test_the_type_checker_sees_what_is_public():
     ],
 )
 def test_a_start_loads_only_what_it_needs(arguments, absent):
+    loaded = {name.split(".")[0] for name in imported(*arguments)}
+    assert "converter" in loaded
+    assert not absent & loaded
+
+
+@pytest.mark.parametrize("command", ["convert {0} {0}.pt", "diff {0} {0}", "inspect {0}"])
+def test_what_needs_no_mapping_does_not_wait_for_the_language(command, tmp_path):
+    path = tmp_path / "a.safetensors"
+    converter.save(converter.from_arrays({"a": np.zeros(3)}), path)
+    loaded = imported("-m", "converter", *command.format(path).split())
+    assert "converter.formats" in loaded
+    assert not {"pydantic", "converter.language", "converter.symmetry"} & loaded
+
+
+def imported(*arguments):
+    """The modules that a Python with these arguments imports."""
     child = subprocess.run(
         [sys.executable, "-X", "importtime", *arguments], capture_output=True, text=True, check=True
     )
     lines = child.stderr.splitlines()  # import time: microseconds | cumulative | name
-    loaded = {line.rpartition("|")[2].strip().split(".")[0] for line in lines}
-    assert "converter" in loaded
-    assert not absent & loaded
+    return {line.rpartition("|")[2].strip() for line in lines}

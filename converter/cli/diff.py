@@ -50,7 +50,6 @@ def diff(  # noqa: PLR0913 - one parameter an option
     """
     from converter import compare
     from converter.formats import open_checkpoint
-    from converter.symmetry import explained
 
     request = Request(**options)
     asked = {"target_names": target_names, "rtol": rtol, "atol": atol}
@@ -74,7 +73,9 @@ def diff(  # noqa: PLR0913 - one parameter an option
             rows = [row for row in found if row.status != "extra" or not request.leaves(row.name)]
         finally:
             progress.close()
-        if explain:
+        if explain and not all(row.equal for row in rows):
+            from converter.symmetry import explained
+
             rows = list(explained(rows, mapped, b))
         rows = ranked(rows)
         wrong = [row for row in rows if not row.equal]

@@ -69,9 +69,12 @@ def digested(
     record: dict[str, Any], reports: Sequence[Path], *checkpoints: Checkpoint
 ) -> Iterator[None]:
     """Add the digests of all files behind a source and a target, as they were at the start."""
-    from converter.report import Files
+    if not reports:
+        yield
+        return
+    from converter.report import Files  # slow to import
 
-    files = [Files.of(each.files) for each in checkpoints] if reports else []
+    files = [Files.of(each.files) for each in checkpoints]
     yield
     for key, each in zip(("inputs", "outputs"), files, strict=False):
         record[key] = each.digested()
