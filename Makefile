@@ -46,6 +46,7 @@ format: $(TEST) ## put the code into its format
 bench: $(RUN) ## time and memory: a VGG-16 against cp, plain NumPy and (after `make test`) the usual script; large sizes
 	.venv/bin/python -m benchmarks.vgg16 --frameworks .venv-test/bin/python
 	.venv/bin/python -m benchmarks.scale
+	.venv/bin/python -m benchmarks.proof
 
 clean: ## remove what this file makes
 	rm -rf .venv .venv-test build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

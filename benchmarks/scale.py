@@ -38,7 +38,7 @@ def cases(folder: Path) -> list[Case]:
     for one, other in ((".pt", ".safetensors"), (".safetensors", ".pt")):
         source, target = str(folder / f"553{one}"), str(folder / f"target{other}")
         command = [*CONVERTER, "convert", source, target]
-        found.append(Case(f"553 MB, {one} -> {other}", command, target, times_cp=2, mib=200))
+        found.append(Case(f"553 MB, {one} -> {other}", command, target, times=2, mib=200))
     return found
 
 
@@ -69,7 +69,7 @@ def main() -> None:
         measured(copy, chosen, options.repetitions)
         if options.only in "plan":
             chosen.append(planning(options.repetitions))
-        rows = [case.facts(copy.median) for case in (copy, *chosen)]
+        rows = [case.facts(copy) for case in (copy, *chosen)]
         print(json.dumps(rows, indent=2) if options.json else table(rows))
 
 

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.measure import Case, measure
@@ -47,9 +47,9 @@ def ours(folder: Path, paths: dict[str, str]) -> list[Case]:
             target = str(folder / f"target{suffix}")
             command = [*CONVERTER, "convert", source, target, "-m", MAPPING]
             name = f"{version} -> {suffix}"
-            cases.append(Case(name, command, target, times_cp=3, mib=600))
+            cases.append(Case(name, command, target, times=3, mib=600))
             name = f"{name} {' '.join(SMALL)}"
-            cases.append(Case(name, [*command, *SMALL], target, times_cp=5, mib=300))
+            cases.append(Case(name, [*command, *SMALL], target, times=5, mib=300))
     return cases
 
 
@@ -85,15 +85,15 @@ def save_extents(checkpoint: str, out: Path) -> None:
     out.write_text(done.stdout, "utf-8")
 
 
-def measured(copy: Case, cases: Sequence[Case], repetitions: int) -> None:
-    """All cases in turn, several times, `cp` before each."""
-    copy.run()  # the first one warms the cache
-    copy.seconds.clear()
+def measured(floor: Case, cases: Sequence[Case], repetitions: int) -> None:
+    """All cases in turn, several times, the floor before each."""
+    floor.run()  # the first one warms the cache
+    floor.seconds.clear()
     for turn in range(repetitions):
         for case in cases:
             if case.repetitions is None or turn < case.repetitions:
                 note(f"{turn + 1}/{repetitions}: {case.name}")
-                copy.run()
+                floor.run()
                 case.run()
 
 
@@ -105,15 +105,17 @@ def loaded_by_help() -> list[str]:
     return sorted(modules & set(HEAVY))
 
 
-def table(rows: Iterable[dict[str, object]]) -> str:
-    head = f"{'':44} {'median':>8} {'min':>8} {'x cp':>6} {'peak':>9}   goal"
+def table(rows: Sequence[dict[str, object]]) -> str:
+    """Of the floor, which comes first, and of what is compared with it."""
+    times = f"x {rows[0]['case']}"
+    head = f"{'':56} {'median':>8} {'min':>8} {times:>6} {'peak':>9}   goal"
     return "\n".join([head, *map(line, rows)])
 
 
 def line(row: dict[str, object]) -> str:
     verdict = {True: "met", False: "MISSED", None: ""}[row["met"]]
     return (
-        f"{row['case']:44} {row['median_s']:6.2f} s {row['min_s']:6.2f} s {row['times_cp']:6.1f} "
+        f"{row['case']:56} {row['median_s']:6.2f} s {row['min_s']:6.2f} s {row['times']:6.1f} "
         f"{row['peak_mib']:5} MiB   {row['goal']}  {verdict}".rstrip()
     )
 
@@ -133,7 +135,7 @@ def bench(folder: Path, options: argparse.Namespace) -> list[dict[str, object]]:
     if not cases:
         raise SystemExit(f"no case is called like '{options.only}'")
     measured(copy, cases, options.repetitions)
-    return [case.facts(copy.median) for case in (copy, *cases)]
+    return [case.facts(copy) for case in (copy, *cases)]
 
 
 def main() -> None:

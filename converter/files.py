@@ -170,6 +170,20 @@ class File:
                 found=f"{os.fstat(self._fd).st_size} bytes",
             )
 
+    def read_rows(self, offset: int, rows: Array, pitch: int) -> None:
+        """Fill the rows of a C-contiguous 2-D array, `pitch` bytes apart, from `offset` on."""
+        data, width = _bytes_of(rows).data, rows.shape[1] * rows.itemsize
+        self._bound(offset, (len(rows) - 1) * pitch + width)
+        for number, start in enumerate(range(0, len(data), width)):
+            row, place = data[start : start + width], offset + number * pitch
+            try:
+                done = system.read(self._fd, row, place)
+            except OSError:
+                done = 0
+            if done < width:  # rare, and `read_into` knows what to do or to say
+                self.read_into(place + done, np.frombuffer(row[done:], np.uint8))
+        self.check_unchanged()
+
     def _bound(self, offset: int, nbytes: int) -> None:
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
             raise CorruptFileError(
@@ -341,6 +355,15 @@ class Region:
         with self._turn:  # tensors are read by several threads
             self._read_verified(start, out)
 
+    def read_rows(self, start: int, rows: Array, pitch: int) -> None:
+        """Fill the rows of a C-contiguous 2-D array, `pitch` elements apart, from `start` on."""
+        if self._unverified:
+            with self._turn:
+                self._verify()
+        width = self.dtype.itemsize
+        self.bound(start, (len(rows) - 1) * pitch + rows.shape[1])
+        self.file.read_rows(self.offset + start * width, rows, pitch * width)
+
     def bound(self, start: int, size: int) -> None:
         """Raise `LimitError` unless [start, start + size) are elements of this tensor."""
         if start < 0 or start + size > self.size:
@@ -366,16 +389,18 @@ class Region:
 
     def _read_verified(self, start: int, out: Array) -> None:
         checksum = self._unverified
-        if checksum is None:
-            self.file.read_into(self.offset + start * self.dtype.itemsize, out)
-        elif (checksum.offset, checksum.nbytes) == (self.offset, out.nbytes):
+        if checksum and (checksum.offset, checksum.nbytes) == (self.offset, out.nbytes):
             # All of it is asked for: verified while it is still in the cache, read only once.
             checksum.verify(self.file, self.tensor, out.reshape(-1).view(np.uint8))
             self._unverified = None
         else:
-            checksum.verify(self.file, self.tensor)
-            self._unverified = None
+            self._verify()
             self.file.read_into(self.offset + start * self.dtype.itemsize, out)
+
+    def _verify(self) -> None:
+        if self._unverified:
+            self._unverified.verify(self.file, self.tensor)
+            self._unverified = None
 
 
 class _Pieces:

@@ -179,6 +179,43 @@ def test_a_long_region_is_verified_in_blocks(tmp_path: Path) -> None:
     assert out.tobytes() == data
 
 
+def test_rows_of_a_region(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = Reads()
+    use(monkeypatch, reads)
+    region = Region(File(path), 8, np.dtype("<u4"), 100, checksum=checked(path, 8, 400))
+    every = np.frombuffer(path.read_bytes()[8:408], "<u4")
+    rows = np.empty((3, 5), "<u4")
+    region.read_rows(2, rows, 30)
+    assert rows.tolist() == [every[at : at + 5].tolist() for at in (2, 32, 62)]
+    assert reads.log == [(8, 400), (16, 20), (136, 20), (256, 20)]  # verified, once, before
+    with pytest.raises(LimitError, match="read outside a tensor's elements"):
+        region.read_rows(36, rows, 30)
+    flawed = Region(File(path), 8, np.dtype("<u4"), 100, checksum=checked(path, 8, 400, flaw=1))
+    with pytest.raises(ChecksumError, match="the crc-32 checksum does not match"):
+        flawed.read_rows(2, rows, 30)
+
+
+def test_rows_that_do_not_come_at_once(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, rows, data = File(path), np.empty((2, 8), np.uint8), path.read_bytes()
+    with pytest.raises(CorruptFileError, match="truncated, or points outside itself"):
+        file.read_rows(3, rows, len(data) - 10)
+    use(monkeypatch, Trickle())
+    file.read_rows(3, rows, 20)
+    assert rows.tobytes() == data[3:11] + data[23:31]
+
+    class Broken(files.System):
+        def read(self, fd: int, buffer: memoryview, offset: int) -> int:
+            raise OSError(errno.EIO, "broken")
+
+    use(monkeypatch, Broken())
+    with pytest.raises(SourceError, match=r"data: reading failed: .* \(byte offset 3\)"):
+        file.read_rows(3, rows, 20)
+    use(monkeypatch, files.System())
+    os.truncate(path, 25)
+    with pytest.raises(CorruptFileError, match=r"became shorter.*byte offset 25"):
+        file.read_rows(3, rows, 20)
+
+
 @pytest.mark.parametrize(("start", "size"), [(-1, 2), (99, 2), (0, 101)])
 def test_elements_outside_a_region(start: int, size: int, path: Path) -> None:
     region = Region(File(path), 0, np.dtype("<u4"), 100)

@@ -35,6 +35,20 @@ class Reads:
         out[...] = self.array[start : start + out.size]
 
 
+class Rows(Reads):
+    """A storage that reads rows at one distance, too."""
+
+    def read_rows(self, start, rows, pitch):
+        assert rows.ndim == 2
+        assert rows.flags.c_contiguous
+        assert rows.dtype == self.dtype
+        count, length = rows.shape
+        assert 0 <= start <= start + (count - 1) * pitch + length <= self.size
+        self.requests.append((start, rows.shape, pitch))
+        for number, row in enumerate(rows):
+            row[...] = self.array[start + number * pitch :][:length]
+
+
 @pytest.fixture(params=["real", "tiny"])
 def tiles(request, monkeypatch):
     """The kernel with its own sizes, and with ones that make a tile of a handful of elements."""
@@ -55,6 +69,7 @@ def storages(array):
     return {
         "memory": Memory(flat),
         "reads": Reads(flat),
+        "rows": Rows(flat),
         "computed": Computed(flat.size, flat.dtype, lambda: flat),
         "joined": Joined(
             [View.of(flat[:half]), View.over(Reads(flat[half:]), (flat.size - half,))]
@@ -397,6 +412,13 @@ def test_a_plain_run_is_one_read():
     View.over(source, (1000, 1000)).read(50_000, out)
     assert source.requests == [(50_000, 900_000)]
     same(out, source.array[50_000:950_000])
+
+
+def test_rows_are_asked_for_together():
+    source = Rows(np.arange(40 * 90_000, dtype="i4"))
+    view = View.over(source, (40, 90_000)).take(1, 100, 3_000)
+    same(view.numpy(), source.array.reshape(40, 90_000)[:, 100:3_000])
+    assert source.requests == [(100, (40, 2_900), 90_000)]
 
 
 def test_a_permuted_tensor_is_read_once_in_long_runs():
