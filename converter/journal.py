@@ -19,7 +19,6 @@ every byte of the file gives the digest.  Publication is as ever: all files, or 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -139,6 +138,8 @@ def _left(marker: Path) -> Iterator[StagedFile]:
 
 def digest(staged: StagedFile) -> str:
     """SHA-256 of all bytes of a file."""
+    import hashlib  # loads OpenSSL, which most runs have no use for
+
     found, buffer = hashlib.sha256(), np.empty(min(BLOCK, staged.size), np.uint8)
     for start in range(0, staged.size, BLOCK):
         part = buffer[: staged.size - start]

@@ -25,7 +25,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 ANNOTATIONS = 10  # of a kind that GitHub shows of one step
 _LEVELS = {"error": "error", "warning": "warning", "note": "notice"}
 _GITLAB = {"error": "major", "warning": "minor", "note": "info"}
-_NO_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_NO_XML = "[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"  # so wide that it compiles slowly
 
 _output_format_option = click.option(
     "--output-format",
@@ -238,7 +238,7 @@ def xml_text(root: Any) -> str:
 
 def plain_xml(text: str) -> str:
     """The text without the characters that XML cannot hold at all."""
-    return _NO_XML.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return re.sub(_NO_XML, lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def _sarif(diagnostics: Sequence[Diagnostic], files: Sequence[Path]) -> None:
