@@ -23,6 +23,11 @@ Number = Annotated[int, Field(ge=0)]  # a size that may stand in names, too: no 
 Contract = dict[str, str | int | float | bool | list[str | int | float]]
 
 
+def _empty() -> list[Any]:
+    """An empty list; pydantic asks for the signature of its maker, and that of `list` is slow."""
+    return []
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)  # "yes" is no boolean
 
@@ -52,7 +57,7 @@ class BranchModel(_Model):
 
     name: str = Field(description="a name template")
     ops: Ops = Field(
-        default_factory=list, description="applied before a source is joined, or after a cut"
+        default_factory=_empty, description="applied before a source is joined, or after a cut"
     )
 
 
@@ -64,10 +69,10 @@ class RuleModel(_Model):
 
     source: Names = Field(description="a name template, or several; `{name, ops}` for ops of one")
     target: Names = Field(description="a name template, or several; `{name, ops}` for ops of one")
-    ops: Ops = Field(default_factory=list, description="applied in this order")
+    ops: Ops = Field(default_factory=_empty, description="applied in this order")
     sizes: dict[str, Size] = Field(default_factory=dict, description="sizes of axes in this rule")
     exclude: list[str] = Field(
-        default_factory=list, alias="except", description="names that the rule leaves to others"
+        default_factory=_empty, alias="except", description="names that the rule leaves to others"
     )
     optional: bool = Field(default=False, description="matching nothing is no error")
     lossy: bool = Field(default=False, description="an op may lose values: there is no way back")
@@ -90,7 +95,7 @@ class IncludeModel(_Model):
         default_factory=dict, description="its sizes: numbers, or names of this mapping's"
     )
     exclude: list[str] = Field(
-        default_factory=list, alias="except", description="names that it leaves to others"
+        default_factory=_empty, alias="except", description="names that it leaves to others"
     )
     optional: bool = Field(default=False, description="matching nothing is no error")
     reverse: bool = Field(default=False, description="its way back")
@@ -254,16 +259,16 @@ class MappingModel(_Model):
         default_factory=dict, description="bijections: `{feature[b,k]}` looks `feature` up"
     )
     include: list[IncludeModel] = Field(
-        default_factory=list, description="mappings of parts, each under names of this one"
+        default_factory=_empty, description="mappings of parts, each under names of this one"
     )
     rules: list[RuleModel] = Field(description="their order means nothing")
-    drop: list[DropModel] = Field(default_factory=list)
-    make: list[MakeModel] = Field(default_factory=list)
+    drop: list[DropModel] = Field(default_factory=_empty)
+    make: list[MakeModel] = Field(default_factory=_empty)
     probes: list[ProbeModel] = Field(
-        default_factory=list,
+        default_factory=_empty,
         description="layers that `plan` and `mappings test` compute from both sides' weights",
     )
-    tests: list[ExampleModel] = Field(default_factory=list, description="run by `mappings test`")
+    tests: list[ExampleModel] = Field(default_factory=_empty, description="run by `mappings test`")
 
     @model_validator(mode="before")
     @classmethod
