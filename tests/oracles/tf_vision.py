@@ -337,7 +337,7 @@ def value(variable: Any) -> NDArray[Any]:
     random = np.random.default_rng(zlib.crc32(name.encode()))
     if variable.dtype.base_dtype != tf.float32:
         return np.zeros(shape, np.int64)
-    if re.match(r"efficientnet-b[3-7]/.*normalization_2/gamma", name):  # up to 55 of them add up
+    if re.match(r"efficientnet-b[1-7]/.*normalization_2/gamma", name):  # 23 to 55 of them add up
         return random.uniform(0.3, 0.9, shape).astype(np.float32)
     if "moving_variance" in name or "gamma" in name:
         return random.uniform(0.5, 1.5, shape).astype(np.float32)
