@@ -306,16 +306,20 @@ class _Spool:
     def __init__(self) -> None:
         self._file: IO[bytes] | None = None
         self._end = 0
+        self._turn = threading.Lock()
 
-    def add(self, blocks: Iterable[bytes]) -> int:
-        """Write blocks; where the first one starts."""
-        start = self._end
+    def add(self, blocks: Iterable[bytes], nbytes: int) -> int:
+        """Write at most `nbytes` in blocks, as several threads may at once; where they start."""
         try:
-            self._file = self._file or tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - see close
+            with self._turn:
+                self._file = self._file or tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - see close
+                place = start = self._end
+                self._end += nbytes
             for block in blocks:
-                self._file.seek(self._end)
-                self._file.write(block)
-                self._end += len(block)
+                rest = memoryview(block)
+                while rest:
+                    done = os.pwrite(self._file.fileno(), rest, place)
+                    rest, place = rest[done:], place + done
         except OSError as error:
             raise SourceError(f"inflating into a temporary file failed: {error}") from error
         return start
@@ -358,7 +362,7 @@ class _Inflated:
             return
         with self.lock, context(path=self.file.path, tensor=self.tensor):
             if self.start < 0:
-                self.start = self.spool.add(_inflated(self.file, self.member))
+                self.start = self.spool.add(_inflated(self.file, self.member), self.member.size)
             offset = self.start + self.skip + start * self.dtype.itemsize
             self.spool.read(offset, out.view(np.uint8).data)
 

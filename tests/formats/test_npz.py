@@ -9,6 +9,7 @@ import struct
 import time
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,14 @@ def test_compressed(tmp_path: Path) -> None:
         assert checkpoint["a/b"].extent is None
     with pytest.raises(SourceError, match="the checkpoint is closed"):
         view.numpy()
+
+
+def test_compressed_arrays_are_read_by_several_threads(tmp_path: Path) -> None:
+    arrays = {f"t{i}": np.arange(i, 300_000 + i, dtype=np.int32) for i in range(8)}
+    np.savez_compressed(tmp_path / "m.npz", **arrays)
+    with formats.open_checkpoint(tmp_path / "m.npz") as found, ThreadPoolExecutor(4) as pool:
+        values = list(pool.map(lambda name: found[name].numpy(), found))
+    assert differences(dict(zip(arrays, values, strict=True)), arrays) == []
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f2", "i8", "c8", "u2"])
