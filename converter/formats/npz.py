@@ -25,9 +25,9 @@ import re
 import tempfile
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -45,10 +45,11 @@ from converter.errors import (
     UnsupportedError,
     context,
 )
-from converter.files import BLOCK, Checksum, File, Publication, Region, StagedFile, crc32
+from converter.files import BLOCK, File, Publication, Region, StagedFile, crc32
 from converter.formats import Probe
 from converter.formats._names import name_problem, shown
 from converter.formats._nested import ONLY, Nested
+from converter.formats._pages import paged
 from converter.formats._pickle import CONTAINERS, StubObject, Table, Unpickler
 from converter.formats._pickle_numpy import NUMPY, NumpyArray
 from converter.formats._zip import (
@@ -61,7 +62,7 @@ from converter.formats._zip import (
     members,
 )
 from converter.layout import Storage, View
-from converter.tensors import Checkpoint, Tensor, TensorSpec, dtype_name
+from converter.tensors import Checkpoint, LazyTensors, Tensor, TensorSpec, dtype_name
 
 MAGIC = b"\x93NUMPY"
 MAX_HEADER = 1 << 16  # bytes
@@ -83,12 +84,13 @@ _ITEM = re.compile(
 
 
 class _Header(NamedTuple):
-    """What precedes the elements: `nbytes` of it."""
+    """What precedes the elements: `nbytes` of it, whose checksum is `crc`."""
 
     descr: str
     fortran: bool
     shape: tuple[int, ...]
     nbytes: int
+    crc: int
 
     @property
     def dtype(self) -> np.dtype[Any] | None:
@@ -110,33 +112,44 @@ def _dtype(descr: str) -> np.dtype[Any] | None:
 # ── reading a header ─────────────────────────────────────────────────────────────────────────────
 
 
-def _parse(start: bytes, offset: int) -> _Header:
+def _header_of(start: bytes, offset: int) -> _Header:
     """The header in the first bytes of a `.npy`; `offset` is where they are in the file."""
-    major, minor = start[6:8].ljust(2, b"\0")
-    if not start.startswith(MAGIC) or (major, minor) not in {(1, 0), (2, 0), (3, 0)}:
-        raise CorruptFileError("not the start of a .npy file", offset=offset, found=start[:8])
-    text_at = 10 if major == 1 else 12
-    length = int.from_bytes(start[8:text_at], "little")
-    if length > MAX_HEADER:
+    try:
+        return _parse(start[: _length(start)])
+    except ConverterError as error:
+        error.offset = offset
+        raise
+
+
+def _length(start: bytes) -> int:
+    """How many bytes the header has, as the first 12 of them say."""
+    text_at = 10 if start[6:7] == b"\1" else 12
+    return text_at + int.from_bytes(start[8:text_at], "little")
+
+
+@lru_cache  # of many arrays, few have a header of their own
+def _parse(raw: bytes) -> _Header:
+    major, minor = raw[6:8].ljust(2, b"\0")
+    if not raw.startswith(MAGIC) or (major, minor) not in {(1, 0), (2, 0), (3, 0)}:
+        raise CorruptFileError("not the start of a .npy file", found=raw[:8])
+    nbytes, text_at = _length(raw), 10 if major == 1 else 12
+    if nbytes - text_at > MAX_HEADER:
         raise LimitError(
-            "the .npy header is too long", offset=offset, expected=f"<= {MAX_HEADER}", found=length
+            "the .npy header is too long", expected=f"<= {MAX_HEADER}", found=nbytes - text_at
         )
-    raw = start[text_at : text_at + length]
-    if len(raw) != length:
-        raise CorruptFileError("the .npy header is cut off", offset=offset)
-    items = _items(raw.decode("utf-8" if major > 2 else "latin-1", "replace"))  # noqa: PLR2004
+    if len(raw) != nbytes:
+        raise CorruptFileError("the .npy header is cut off")
+    text = raw[text_at:]
+    items = _items(text.decode("utf-8" if major > 2 else "latin-1", "replace"))  # noqa: PLR2004
     if items is None:
-        raise CorruptFileError(
-            "the .npy header is not that of an array", offset=offset, found=repr(raw[:100])
-        )
+        raise CorruptFileError("the .npy header is not that of an array", found=repr(text[:100]))
     shape = tuple(int(n) for n in re.findall("[0-9]+", items["shape"]))
     if len(shape) > MAX_RANK or math.prod(n or 1 for n in shape) >= MAX_SIZE:
-        raise LimitError("the shape is out of bounds", offset=offset, found=list(shape))
+        raise LimitError("the shape is out of bounds", found=list(shape))
     fortran = items["fortran_order"] == "True"
-    return _Header(items["descr"].strip("'"), fortran, shape, text_at + length)
+    return _Header(items["descr"].strip("'"), fortran, shape, nbytes, crc32(raw))
 
 
-@lru_cache  # of many arrays, few have a shape of their own
 def _items(text: str) -> Mapping[str, str] | None:
     """The three items of the dictionary, as text; None when it is not one."""
     body = text.rstrip(" \n")
@@ -210,23 +223,28 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the name every format has
 
 
 def _open_npz(file: File, spool: _Spool) -> Checkpoint:
-    tensors: dict[str, Tensor] = {}
+    arrays: dict[str, _Array] = {}
     unsupported: dict[str, str] = {}
     inflated = 0
+    read = paged(file, 0, file.size)
     for member in members(file).values():
         name = member.name.removesuffix(".npy")
         with context(tensor=shown(name)):
             if trouble := name_problem(name):
                 raise CorruptFileError(f"its name {trouble}")
-            if name in tensors or name in unsupported:
+            if name in arrays or name in unsupported:
                 raise CorruptFileError("two zip members mean this tensor")
             inflated += member.size if member.method != STORED else 0
             _check_expansion(file, member, inflated)
-            view = _member(file, member, spool, name)
-        if isinstance(view, str):
-            unsupported[name] = view
+            found = _array(file, read, member, name)
+        if isinstance(found, str):
+            unsupported[name] = found
         else:
-            tensors[name] = Tensor(view)
+            arrays[name] = found
+    tensors = LazyTensors(
+        {name: array.spec for name, array in arrays.items()},
+        cache(lambda name: arrays[name].view(file, spool, name)),
+    )
     return Checkpoint(tensors, unsupported=unsupported)
 
 
@@ -242,29 +260,48 @@ def _check_expansion(file: File, member: Member, inflated: int) -> None:
         )
 
 
-def _member(file: File, member: Member, spool: _Spool, name: str) -> View | str:
+class _Array(NamedTuple):
+    """An array in a member, with elements that are stored as `dtype`."""
+
+    member: Member
+    header: _Header
+    dtype: np.dtype[Any]
+
+    @property
+    def spec(self) -> TensorSpec:
+        """Shape and dtype in memory."""
+        return TensorSpec(self.header.shape, self.dtype.newbyteorder("="))
+
+    def view(self, file: File, spool: _Spool, name: str) -> View:
+        """The elements, as the tensor of that name."""
+        member, header = self.member, self.header
+        if member.method != STORED:
+            inflated = _Inflated(file, member, spool, header.nbytes, self.dtype, name)
+            return _shaped(inflated, header)
+        checksum, offset = member.checksum, member.offset + header.nbytes
+        if checksum:
+            nbytes = member.size - header.nbytes
+            checksum = checksum._replace(offset=offset, nbytes=nbytes, initial=header.crc)
+        size = math.prod(header.shape)
+        return _shaped(
+            Region(file, offset, self.dtype, size, tensor=name, checksum=checksum), header
+        )
+
+
+def _array(
+    file: File, read: Callable[[int, int], bytes], member: Member, name: str
+) -> _Array | str:
     """The array in a member, or why there is none."""
-    plain = member.method == STORED
-    start = _start(file, member)
+    start = _start(read, member)
     if not start.startswith(MAGIC) and not member.name.endswith(".npy"):
         return "not an array: the zip member is not a .npy file"
-    header = _parse(start, member.offset)
+    header = _header_of(start, member.offset)
     dtype = header.dtype
     if dtype is None:
         _verify(file, member, name)  # it may be damage that made it strange
         return _unreadable(header)
-    size = math.prod(header.shape)
-    _check_size(header, size * dtype.itemsize, member.size, member.offset)
-    if not plain:
-        return _shaped(_Inflated(file, member, spool, header.nbytes, dtype, name), header)
-    checksum, offset = member.checksum, member.offset + header.nbytes
-    if checksum:
-        before = crc32(start[: header.nbytes])
-        nbytes = member.size - header.nbytes
-        checksum = Checksum(
-            checksum.name, checksum.function, checksum.expected, offset, nbytes, before
-        )
-    return _shaped(Region(file, offset, dtype, size, tensor=name, checksum=checksum), header)
+    _check_size(header, math.prod(header.shape) * dtype.itemsize, member.size, member.offset)
+    return _Array(member, header, dtype)
 
 
 def _verify(file: File, member: Member, name: str) -> None:
@@ -285,15 +322,15 @@ def _check_size(header: _Header, nbytes: int, stored: int, offset: int) -> None:
         )
 
 
-def _start(file: File, member: Member) -> bytes:
+def _start(read: Callable[[int, int], bytes], member: Member) -> bytes:
     """The first bytes of a member: at least its header, where it has one of a lawful size."""
     if member.method == STORED:
-        start = file.read(member.offset, min(member.size, USUAL_HEADER))
-        length = int.from_bytes(start[8 : 10 if start[6:7] == b"\1" else 12], "little")
-        if not start.startswith(MAGIC) or not USUAL_HEADER < 12 + length <= 12 + MAX_HEADER:
+        start = read(member.offset, min(member.size, USUAL_HEADER))
+        length = _length(start)
+        if not start.startswith(MAGIC) or not USUAL_HEADER < length <= 12 + MAX_HEADER:
             return start
-        return file.read(member.offset, min(member.size, 12 + length))
-    stored = file.read(member.offset, min(member.stored, MAX_HEADER + 1024))
+        return read(member.offset, min(member.size, length))
+    stored = read(member.offset, min(member.stored, MAX_HEADER + 1024))
     try:
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(stored, MAX_HEADER + 12)
     except zlib.error as error:
@@ -400,7 +437,7 @@ def _inflated(file: File, member: Member) -> Iterator[bytes]:
 
 
 def _open_npy(file: File) -> Checkpoint:
-    header = _parse(file.read(0, min(file.size, MAX_HEADER + 12)), 0)
+    header = _header_of(file.read(0, min(file.size, MAX_HEADER + 12)), 0)
     if header.descr == "|O":
         return _open_pickle(file, header)
     dtype = header.dtype
