@@ -23,7 +23,9 @@ from converter.plan import Port, plan
 from converter.probes import findings, outcomes, proofs, run
 from converter.tensors import TensorSpec, from_arrays
 
-BLOCKS = [name for name in shipped_names() if name.startswith("layers/")]
+BLOCKS = [  # one layer, or a stack of equal ones
+    name for name in shipped_names() if name.startswith(("layers/", "recurrent/"))
+]
 TWO = dict.fromkeys("cdhinotuvw", 2) | {"heads": 2, "groups": 2, "multiplier": 2, "parts": 4}
 SIZES = {  # of the layers: all different, square matrices, nothing but twos
     "different": {"heads": 2, "groups": 2, "d": 3, "h": 2, "w": 3, "i": 4, "multiplier": 2},
@@ -161,7 +163,8 @@ def survivors(probe: Probe, every: int) -> tuple[int, list[str]]:
     layer = LAYERS[probe.layer]
     sizes = {name: probe.sizes.get(name, size) for name, size in layer.sizes.items()}
     convention = layer.conventions[probe.source]
-    arrays = weights_of(convention, np.random.default_rng(1), sizes)
+    drawn = weights_of(convention, np.random.default_rng(1), sizes)
+    arrays = {probe.source_scope + name: array for name, array in drawn.items()}
     known = plan(_patient(probe.rules), from_arrays(arrays).specs)
     idle = {p.tensor for p in known.problems if p.code == "PLN201"}
     arrays = {name: array for name, array in arrays.items() if name not in idle}

@@ -1,4 +1,4 @@
-"""Recurrent layers: Keras on one side, `torch.nn` on the other, both in float64.
+"""Recurrent layers: Keras 3 or 2 on one side, `torch.nn` on the other, both in float64.
 
 Keras saves a stack with random weights in its files, and runs it; our mapping converts the file;
 PyTorch's layer takes the state strictly, and says the same.  Back again, bit for bit.
@@ -16,10 +16,11 @@ import pytest
 from numpy.typing import NDArray
 
 import converter
+from converter.layers import LAYERS
 from converter.tensors import from_arrays
 from tests import oracles
 
-MISSING = oracles.missing("h5py", "keras", "tensorflow", "torch")
+MISSING = oracles.missing("h5py", "keras", "tensorflow", "tf_keras", "torch")
 pytestmark = [
     pytest.mark.oracle,
     pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}"),
@@ -39,14 +40,16 @@ class Stack(NamedTuple):
     file: str
     bidirectional: bool = False
     options: Mapping[str, Any] = {}
+    package: str = "keras"
 
     def job(self, **paths: Path | str) -> dict[str, Any]:
         places = {name: str(path) for name, path in paths.items()}
-        fields = ("kind", "layers", "bidirectional", "options")
+        fields = ("package", "kind", "layers", "bidirectional", "options")
         return {**{name: getattr(self, name) for name in fields}, "units": UNITS, **places}
 
 
 BEFORE = {"reset_after": False}
+KERAS_2 = {"file": "h5", "package": "tf_keras"}
 STACKS = {
     "lstm": Stack("LSTM", "lstm", 1, "keras"),
     "lstm-3": Stack("LSTM", "lstm", 3, "weights.h5"),
@@ -57,9 +60,23 @@ STACKS = {
     "bidirectional-gru": Stack("GRU", "bidirectional-gru", 1, "keras", bidirectional=True),
     "bidirectional-gru-3": Stack("GRU", "bidirectional-gru", 3, "h5", bidirectional=True),
     "gru-reset-before": Stack("GRU", "gru-reset-before", 2, "keras", options=BEFORE),
+    "keras-2-lstm": Stack("LSTM", "lstm", 2, **KERAS_2),
+    "keras-2-bidirectional-lstm": Stack(
+        "LSTM", "bidirectional-lstm", 2, bidirectional=True, **KERAS_2
+    ),
+    "keras-2-gru": Stack("GRU", "gru", 2, **KERAS_2),
+    "keras-2-bidirectional-gru": Stack(
+        "GRU", "bidirectional-gru", 2, bidirectional=True, **KERAS_2
+    ),
+    "keras-2-gru-reset-before": Stack("GRU", "gru-reset-before", 2, options=BEFORE, **KERAS_2),
 }
-SAME = [name for name in STACKS if name != "gru-reset-before"]
-FROM_TORCH = {name: stack for name, stack in STACKS.items() if stack.kind == "LSTM"}
+SAME = [name for name, stack in STACKS.items() if stack.options != BEFORE]
+RESET_BEFORE = [name for name, stack in STACKS.items() if stack.options == BEFORE]
+FROM_TORCH = {
+    name: stack
+    for name, stack in STACKS.items()
+    if stack.kind == "LSTM" and stack.package == "keras"
+}
 
 
 @pytest.fixture(scope="module")
@@ -108,20 +125,52 @@ def torch(folder, states) -> dict[str, dict[str, Array]]:
     return {name: oracles.load_arrays(out) for name, out in outs.items()}
 
 
+@pytest.mark.parametrize("name", [name for name in STACKS if name.startswith("keras-2")])
+def test_keras_2_has_names_of_its_own(name, folder, keras):
+    with converter.open(folder / f"{name}.h5") as source:
+        assert source.metadata["keras_version"].startswith("2.")
+        expected = {f"{path.split('/')[0]}/{path}:0" for path in keras[name] if "/" in path}
+        assert {*source} == expected
+
+
 @pytest.mark.parametrize("name", SAME)
 def test_pytorch_computes_what_keras_does(name, keras, torch):
     assert np.abs(keras[name]["y"]).max() > 0.1
     np.testing.assert_allclose(torch[name]["y"], keras[name]["y"], **CLOSE)
 
 
-def test_a_reset_before_the_product_is_no_layer_of_pytorch(keras, torch):
+@pytest.mark.parametrize("name", RESET_BEFORE)
+def test_a_reset_before_the_product_is_no_layer_of_pytorch(name, keras, torch):
     """As the mapping's contract says: torch.nn.GRU differs, and what it names is the same."""
-    name = "gru-reset-before"
     expected = keras[name]["y"]
     np.testing.assert_allclose(torch[name]["y-reset-before"], expected, **CLOSE)
     assert np.abs(torch[name]["y"] - expected).max() > 1e-2
     difference = np.abs(torch["gru-3"]["y-reset-before"] - keras["gru-3"]["y"]).max()
     assert difference > 1e-2  # nor does it go the other way
+
+
+def reset_before(side: str, weights: dict[str, Array], x: Array) -> Array:
+    """What the probes' convention of a side computes."""
+    layer = LAYERS["gru-reset-before"]
+    return layer.conventions[side](weights, x, {**layer.sizes, "u": UNITS})
+
+
+@pytest.mark.parametrize("name", RESET_BEFORE)
+def test_the_convention_of_a_reset_before_is_that_of_keras(name, keras):
+    found = keras[name]["x"]
+    for cell in ("gru", "gru_1"):
+        scope = f"{cell}/gru_cell/"
+        weights = {path.removeprefix(scope): array for path, array in keras[name].items()}
+        found = reset_before("keras", weights, found)
+    np.testing.assert_allclose(found, keras[name]["y"], **CLOSE)
+
+
+def test_the_convention_of_a_reset_before_has_the_layout_of_pytorch(keras, states, torch):
+    """A layer written by hand takes the state of a GRU, neither bias of which is zero."""
+    state = oracles.load_arrays(states["gru"])
+    assert all(state[name].all() for name in ("bias_ih_l0", "bias_hh_l0"))
+    found = reset_before("torch", state, keras["gru"]["x"])
+    np.testing.assert_allclose(found, torch["gru"]["y-reset-before"], **CLOSE)
 
 
 @pytest.mark.parametrize("name", STACKS)

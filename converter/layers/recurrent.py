@@ -2,8 +2,8 @@
 
 LSTM  the blocks of gates: Keras i f c o; PyTorch i f g o; ONNX i o f c; TF's BasicLSTMCell i j f o,
       of one kernel for input and state, with 1 added to f; Flax has a kernel each
-GRU   Keras (reset_after) z r h; PyTorch r z n; Flax has a kernel each; all of them apply the reset
-      gate after the product
+GRU   Keras z r h; PyTorch r z n; Flax has a kernel each; all of them apply the reset gate after the
+      product, but for Keras with reset_after=False, which has one bias and applies it before
 """
 
 from __future__ import annotations
@@ -37,17 +37,20 @@ def _lstm(weights: dict[str, str], gates: Gates) -> Convention:
     return Convention(weights, compute)
 
 
-def _gru(weights: dict[str, str], gates: Gates) -> Convention:
-    """A GRU; `gates` gives reset, update and candidate, of the input and then of the state."""
+def _gru(weights: dict[str, str], gates: Gates, *, reset_before: bool = False) -> Convention:
+    """A GRU; `gates` gives reset, update and candidate, of the input and then of the state.
+
+    It resets what the candidate makes of the state, or with `reset_before` the state itself.
+    """
 
     def compute(w: Weights, x: Array, sizes: Sizes) -> Array:
         state = np.zeros((len(x), sizes["u"]))
         out = []
         for each in np.moveaxis(x, 1, 0):
             r, z, n, of_r, of_z, of_n = gates(w, each, state)
-            update = _sigmoid(z + of_z)
-            new = np.tanh(n + _sigmoid(r + of_r) * of_n)
-            state = update * state + (1 - update) * new
+            reset, update = _sigmoid(r + of_r), _sigmoid(z + of_z)
+            of_n = gates(w, each, reset * state)[-1] if reset_before else reset * of_n
+            state = update * state + (1 - update) * np.tanh(n + of_n)
             out.append(state)
         return np.stack(out, 1)
 
@@ -102,6 +105,10 @@ def _gru_keras(w: Weights, x: Array, state: Array) -> list[Array]:
     return [r, z, n, of_r, of_z, of_n]
 
 
+def _gru_keras_one_bias(w: Weights, x: Array, state: Array) -> list[Array]:
+    return _gru_keras({**w, "bias": np.stack([w["bias"], np.zeros_like(w["bias"])])}, x, state)
+
+
 def _gru_torch(w: Weights, x: Array, state: Array) -> list[Array]:
     of_input = (w["weight_ih_l0"] @ x.T).T + w["bias_ih_l0"]
     of_state = (w["weight_hh_l0"] @ state.T).T + w["bias_hh_l0"]
@@ -150,6 +157,14 @@ GRU = {
     ),
     "torch": _gru(_torch_weights(3), _gru_torch),
 }
+GRU_RESET_BEFORE = {
+    "keras": _gru(
+        {"kernel": "i (3 u)", "recurrent_kernel": "u (3 u)", "bias": "(3 u)"},
+        _gru_keras_one_bias,
+        reset_before=True,
+    ),
+    "torch": _gru(_torch_weights(3), _gru_torch, reset_before=True),  # no layer of PyTorch
+}
 SIZES = {"i": 4, "u": 5}
 
 
@@ -167,6 +182,9 @@ def _bidirectional(about: str, word: str, one: dict[str, Convention]) -> Layer:
 LAYERS = {
     "lstm": Layer("an LSTM", SIZES, "2 6 i", LSTM),
     "gru": Layer("a GRU", SIZES, "2 6 i", GRU),
+    "gru-reset-before": Layer(
+        "a GRU that applies the reset gate before the product", SIZES, "2 6 i", GRU_RESET_BEFORE
+    ),
     "bidirectional-lstm": _bidirectional("an LSTM", "lstm", LSTM),
     "bidirectional-gru": _bidirectional("a GRU", "gru", GRU),
 }

@@ -1,15 +1,16 @@
-"""Stacks of Keras' recurrent layers: files of them, an input, and what they make of it.
+"""Stacks of recurrent layers of Keras 3 or 2: files of them, an input, and what they make of it.
 
     python -m tests.oracles.keras_recurrent JOBS.json
 
-Each job is `{kind, layers, bidirectional, options, units, file, given, x, out}`: FILE gets the
-weights where there is one; GIVEN is an `.npz` of weights to take by their paths, and X one of the
-input, in place of random ones; OUT.npz gets `x`, `y` and the weights by their paths.  All is
-float64.
+Each job is `{package, kind, layers, bidirectional, options, units, file, given, x, out}`: PACKAGE
+is `keras` or `tf_keras`; FILE gets the weights where there is one; GIVEN is an `.npz` of weights to
+take by their paths, and X one of the input, in place of random ones; OUT.npz gets `x`, `y` and the
+weights by their paths.  All is float64.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -28,8 +29,7 @@ INPUTS, STEPS = 6, 7
 
 def stack(job: dict[str, Any]) -> Any:
     """A functional model of nothing but the layers, with the names that Keras gives them."""
-    import keras
-
+    keras = importlib.import_module(job.get("package", "keras"))
     keras.backend.clear_session()  # numbers in names start again
     inputs, units = job.get("inputs", INPUTS), job["units"]
     found = given = keras.layers.Input((None, inputs), dtype="float64")
@@ -42,17 +42,22 @@ def stack(job: dict[str, Any]) -> Any:
     return keras.Model(given, found)
 
 
+def path(variable: Any) -> str:
+    """What Keras 3 calls a variable; in Keras 2 it is the name, less the number of the output."""
+    return getattr(variable, "path", variable.name).removesuffix(":0")
+
+
 def run(job: dict[str, Any], rng: np.random.Generator) -> None:
     model = stack(job)
     given = load_arrays(Path(job["given"])) if "given" in job else {}
     for variable in model.weights:
         values = rng.normal(size=variable.shape) * 0.5
-        variable.assign(given[variable.path] if given else values)
+        variable.assign(given[path(variable)] if given else values)
     if "file" in job:
         save = model.save_weights if job["file"].endswith(".weights.h5") else model.save
         save(job["file"])
     x = load_arrays(Path(job["x"]))["x"] if "x" in job else rng.normal(size=(2, STEPS, INPUTS))
-    weights = {variable.path: np.asarray(variable) for variable in model.weights}
+    weights = {path(variable): np.asarray(variable) for variable in model.weights}
     save_arrays(Path(job["out"]), {"x": x, "y": np.asarray(model(x)), **weights})
 
 

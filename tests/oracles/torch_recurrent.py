@@ -4,8 +4,8 @@
 
 Each job is `{kind, layers, bidirectional, units, x, state, out}`: STATE is an `.npz` of a
 state dict, which the layer takes strictly, or is made of random values where there is no such file.
-OUT.npz gets `y`, and for a GRU without a second bias also `y-reset-before`: the same weights in a
-GRU that resets before the product, step by step.
+OUT.npz gets `y`, and for a GRU of one direction also `y-reset-before`: the same weights in a GRU
+that resets before the product, step by step.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def reset_before(state: dict[str, Tensor], x: Tensor, layers: int) -> Tensor:
     """A stack of GRU layers that reset before the product."""
     for k in range(layers):
         w, u = state[f"weight_ih_l{k}"].chunk(3), state[f"weight_hh_l{k}"].chunk(3)
-        b = state[f"bias_ih_l{k}"].chunk(3)
+        b = (state[f"bias_ih_l{k}"] + state[f"bias_hh_l{k}"]).chunk(3)
         h = torch.zeros(x.shape[0], u[0].shape[0], dtype=x.dtype)
         steps = []
         for now in x.unbind(1):
