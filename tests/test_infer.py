@@ -252,6 +252,27 @@ def test_gates_in_another_order_negation_and_a_forget_bias():
     assert len(found.rules.rules) == 3, found.yaml
 
 
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize(("ours", "theirs"), [(1e-3, 1e-5), (1e-6, 1e-3)])
+@pytest.mark.parametrize(("shifted", "op"), [("running_var", "epsilon"), ("running_mean", "add")])
+def test_what_is_added_to_a_variance_is_said_as_epsilons(shifted, op, ours, theirs, dtype):
+    scale, bias, mean, variance = np.abs(
+        np.random.default_rng(0).standard_normal((4, 9)).astype(dtype)
+    )
+    source = {"gamma": scale, "beta": bias, "moving_mean": mean, "moving_variance": variance}
+    target = {"weight": scale, "bias": bias, "running_mean": mean, "running_var": variance}
+    target[shifted] = target[shifted] + np.asarray(ours - theirs, dtype)
+    found = infer(
+        converter.from_arrays({f"bn/{name}": array for name, array in source.items()}),
+        converter.from_arrays({f"bn.{name}": array for name, array in target.items()}),
+    )
+    assert found.exact, found.yaml
+    (moved,) = (op for rule in found.rules.rules for op in rule.ops)
+    assert moved.name == op
+    if op == "epsilon":
+        assert (moved.source, moved.to) == (ours, theirs)
+
+
 def test_what_is_not_there_is_said():
     source = converter.from_arrays({"a": np.arange(6.0), "b": np.arange(3.0)})
     target = converter.from_arrays({"x": np.arange(6.0), "y": np.array([5.0, 1.0, 9.0])})

@@ -29,6 +29,7 @@ WRAP = 1 << 64  # sums of hashes are taken modulo this
 FOLDER = 10  # what neighbours count in names, against a segment in common
 PIECES = 64  # sources of one target
 TRIED = 8  # sources whose numbers are compared with a target's
+EPSILONS = (1e-3, 1e-4, 1.001e-5, 1e-5, 1e-6)  # of batch norms: slim's, Keras' and torch's
 MOST_SUMMED = 1 << 20  # elements of what may be a sum
 
 
@@ -143,9 +144,11 @@ class _Matcher:
                 words = f"{source}, {found}" if found else f"{source}'s values in another order"
                 self.found.open.setdefault(target, words)
                 return False
-            ops = found.ops
-            made = applied(ops, ours)
-            if made is None or made.shape != theirs.shape or not same(made, theirs):
+            for ops in (_with_epsilons(found.ops, target), found.ops):
+                made = applied(ops, ours)
+                if made is not None and made.shape == theirs.shape and same(made, theirs):
+                    break
+            else:
                 self.found.open.setdefault(target, f"{source}, {found}")
                 return False
         self.found.open.pop(target, None)
@@ -415,6 +418,22 @@ def known(ops: Sequence[Op]) -> bool:
     except (KeyError, ValueError):
         return False
     return True
+
+
+def _with_epsilons(ops: Sequence[Op], target: str) -> tuple[Op, ...]:
+    """The ops, where what is added to a variance is said as the epsilons of both layers."""
+    said = {_rounded(a - b): {"from": a, "to": b} for a, b in itertools.permutations(EPSILONS, 2)}
+    added = [op.get("add") if "var" in target else None for op in ops]
+    return tuple(
+        {"epsilon": said[_rounded(value)]}
+        if isinstance(value, float) and _rounded(value) in said
+        else op
+        for op, value in zip(ops, added, strict=True)
+    )
+
+
+def _rounded(number: float) -> str:
+    return f"{number:.6g}"
 
 
 def applied(ops: Sequence[Op], view: View) -> View | None:
