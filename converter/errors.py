@@ -25,8 +25,7 @@ Errors raised deep inside know the bare fact; `context` adds the file and the te
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
@@ -229,12 +228,17 @@ class VerificationError(ConverterError):
     code = "VER500"
 
 
-@contextmanager
-def context(*, path: Path | None = None, tensor: str = "") -> Iterator[None]:
+class context:  # noqa: N801 - a function in all but speed: there may be one per tensor
     """Add the file and the tensor to an error that passes by and does not know them yet."""
-    try:
-        yield
-    except ConverterError as error:
-        error.path = error.path or path
-        error.tensor = error.tensor or tensor
-        raise
+
+    def __init__(self, *, path: Path | None = None, tensor: str = "") -> None:
+        self._path = path
+        self._tensor = tensor
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, ConverterError):
+            error.path = error.path or self._path
+            error.tensor = error.tensor or self._tensor

@@ -335,6 +335,8 @@ def _check_method(file: File, entry: _Central, flags: int) -> None:
 
 
 def _name(entry: _Central) -> str:
+    if entry.name.isascii():  # as nearly all are, and either decoder would say the same
+        return entry.name.decode("ascii")
     try:
         return entry.name.decode("utf-8" if entry.flags & _UTF8 else "cp437")
     except UnicodeDecodeError as error:
