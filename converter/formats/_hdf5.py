@@ -27,7 +27,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from io import SEEK_END
 from typing import Any, NamedTuple
 
@@ -65,13 +65,12 @@ MAX_RATIO = 1000  # … times what is stored
 Value = str | complex | list[Any]  # of an attribute
 
 
-@dataclass(frozen=True, slots=True)
-class Dataset:
-    """An array of the file; there is no `view` when there is a `problem`."""
+class Dataset(NamedTuple):
+    """An array of the file, and what makes its view; neither, when there is a `problem`."""
 
-    shape: tuple[int, ...]
     attributes: Mapping[str, Value]
-    view: View | None
+    spec: TensorSpec | None = None
+    view: Callable[[], View] | None = None
     problem: str = ""
 
 
@@ -122,10 +121,16 @@ def open_tree(
         return _Reader(file, start, file.size if stop is None else stop, checksum).root()
 
 
-def peek(file: File) -> tuple[Mapping[str, Value], Sequence[str]]:
-    """The attributes of the root group, and the names of its members."""
+def root_attributes(file: File) -> Mapping[str, Value]:
+    """The attributes of the root group."""
     with context(path=file.path):
-        return _Reader(file, 0, file.size).peek()
+        return _Reader(file, 0, file.size).root_header(links=False)[0]
+
+
+def root_names(file: File) -> Sequence[str]:
+    """The names of the members of the root group."""
+    with context(path=file.path):
+        return [name for name, _ in _Reader(file, 0, file.size).root_header()[1]]
 
 
 # ── messages ─────────────────────────────────────────────────────────────────────────────────────
@@ -210,6 +215,7 @@ def _complex(raw: bytes, size: int, bits: int) -> np.dtype[Any] | None:
     return np.dtype(f"{dtype.byteorder}c{size}")
 
 
+@lru_cache
 def _dataspace(raw: bytes) -> tuple[int, ...] | None:
     """The shape; None when there are no elements, not even an axis."""
     version, rank = raw[0], raw[1]
@@ -275,6 +281,8 @@ class _Chunked:
 # ── the file ─────────────────────────────────────────────────────────────────────────────────────
 
 _Messages = list[tuple[int, bytes]]
+_GroupHeader = tuple[dict[str, Value], list[tuple[str, int]]]  # attributes; names and addresses
+_MESSAGE_1, _MESSAGE_2 = struct.Struct("<HHB"), struct.Struct("<BHB")  # type, size and flags
 _SPACE, _LINKS, _TYPE, _LINK, _EXTERNAL, _LAYOUT, _GROUP, _PIPELINE = 1, 2, 3, 6, 7, 8, 10, 11
 _ATTRIBUTE, _CONTINUED, _SYMBOLS, _ATTRIBUTES = 12, 16, 17, 21
 
@@ -301,12 +309,10 @@ class _Reader:
             raise CorruptFileError("the root of the HDF5 file is not a group")
         return found
 
-    def peek(self) -> tuple[Mapping[str, Value], Sequence[str]]:
+    def root_header(self, *, links: bool = True) -> _GroupHeader:
         """Read the root group itself."""
-        found = self._header(self._superblock(), "")
-        if isinstance(found, Dataset):
-            return {}, ()
-        return found[0], [name for name, _ in found[1]]
+        found = self._header(self._superblock(), "", links=links)
+        return ({}, []) if isinstance(found, Dataset) else found
 
     def _superblock(self) -> int:
         """Where the root group is."""
@@ -357,7 +363,7 @@ class _Reader:
         """What an object header describes."""
         known = self._datasets.get(address)
         if known is not None:
-            self._account(known.view.nbytes if known.view else 0)
+            self._account(known.spec.nbytes if known.spec else 0)
             return known
         with context(tensor=shown(path)):
             if depth > MAX_DEPTH:
@@ -377,12 +383,10 @@ class _Reader:
             members[name] = self._object(target, f"{path}/{name}" if path else name, depth + 1)
         return Group(attributes, members)
 
-    def _header(
-        self, address: int, path: str
-    ) -> Dataset | tuple[dict[str, Value], list[tuple[str, int]]]:
-        """A dataset, or a group's attributes and links."""
+    def _header(self, address: int, path: str, *, links: bool = True) -> Dataset | _GroupHeader:
+        """A dataset, or a group's attributes and, where they are asked for, links."""
         try:
-            return self._described_by(self._messages(address), path)
+            return self._described_by(self._messages(address), path, links=links)
         except (struct.error, IndexError, UnicodeDecodeError) as error:
             raise CorruptFileError(
                 f"a header of the HDF5 file is broken: {error}",
@@ -390,8 +394,8 @@ class _Reader:
             ) from error
 
     def _described_by(
-        self, messages: _Messages, path: str
-    ) -> Dataset | tuple[dict[str, Value], list[tuple[str, int]]]:
+        self, messages: _Messages, path: str, *, links: bool
+    ) -> Dataset | _GroupHeader:
         kinds = {kind for kind, _ in messages}
         if _EXTERNAL in kinds:
             raise UnsafeContentError("the values are kept in another file")
@@ -399,8 +403,8 @@ class _Reader:
         if _LAYOUT in kinds:
             return self._dataset(dict(messages), attributes, path)
         if not kinds & {_LINKS, _LINK, _GROUP, _SYMBOLS}:
-            return Dataset((), attributes, None, "neither a group nor a dataset")
-        return attributes, list(self._links(messages))
+            return Dataset(attributes, problem="neither a group nor a dataset")
+        return attributes, list(self._links(messages)) if links else []
 
     # ── object headers ───────────────────────────────────────────────────────────────────────────
 
@@ -420,10 +424,11 @@ class _Reader:
             data = self._read(start, nbytes)
             at = 0
             while left and at + 8 <= len(data):
-                kind, length, flags = struct.unpack_from("<HHB", data, at)
+                kind, length, flags = _MESSAGE_1.unpack_from(data, at)
                 self._message(found, (kind, flags), data[at + 8 : at + 8 + length], length)
                 at, left = at + 8 + length, left - 1
-                self._continue(found, blocks, seen)
+                if kind == _CONTINUED:
+                    self._continue(found, blocks, seen)
         return found
 
     def _messages_2(self, address: int) -> _Messages:
@@ -442,11 +447,12 @@ class _Reader:
                 data = data[4:-4]
             at = 0
             while at + 4 <= len(data):
-                kind, length, marks = struct.unpack_from("<BHB", data, at)
+                kind, length, marks = _MESSAGE_2.unpack_from(data, at)
                 at += 6 if flags & 4 else 4
                 self._message(found, (kind, marks), data[at : at + length], length)
                 at += length
-                self._continue(found, blocks, seen)
+                if kind == _CONTINUED:
+                    self._continue(found, blocks, seen)
         return found
 
     @staticmethod
@@ -460,12 +466,11 @@ class _Reader:
 
     @staticmethod
     def _continue(found: _Messages, blocks: list[tuple[int, int]], seen: set[int]) -> None:
-        if found and found[-1][0] == _CONTINUED:
-            start, nbytes = struct.unpack_from("<QQ", found.pop()[1])
-            if start in seen:
-                raise CorruptFileError("an object header goes on in itself")
-            seen.add(start)
-            blocks.append((start, nbytes))
+        start, nbytes = struct.unpack_from("<QQ", found.pop()[1])
+        if start in seen:
+            raise CorruptFileError("an object header goes on in itself")
+        seen.add(start)
+        blocks.append((start, nbytes))
 
     # ── groups ───────────────────────────────────────────────────────────────────────────────────
 
@@ -660,12 +665,13 @@ class _Reader:
             raise UnsafeContentError("a virtual dataset, whose values are in other files")
         if shape is None or kind.dtype is None:
             what = kind.problem if shape is not None else "nothing (a null dataspace)"
-            return Dataset(shape or (), attributes, None, f"a dataset of {what}")
+            return Dataset(attributes, problem=f"a dataset of {what}")
         filters = _pipeline(messages[_PIPELINE]) if _PIPELINE in messages else []
         found = self._placed(layout, shape, kind.dtype, filters, path)
         if isinstance(found, str):
-            return Dataset(shape, attributes, None, found)
-        return Dataset(shape, attributes, found.astype(kind.dtype.newbyteorder("=")))
+            return Dataset(attributes, problem=found)
+        spec = TensorSpec(shape, kind.dtype.newbyteorder("="))
+        return Dataset(attributes, spec, partial(_native, found))
 
     def _account(self, nbytes: int) -> None:
         """Few stored bytes must not become many."""
@@ -684,8 +690,8 @@ class _Reader:
         dtype: np.dtype[Any],
         filters: Sequence[_Filter],
         path: str,
-    ) -> View | str:
-        """The values of a dataset, or why there are none."""
+    ) -> Callable[[], View] | str:
+        """What makes the values of a dataset, or why there are none."""
         version, kind = layout[0], layout[1]
         size = math.prod(shape)
         nbytes = size * dtype.itemsize
@@ -695,9 +701,9 @@ class _Reader:
             (length,) = struct.unpack_from("<H", layout, 2)
             if length != nbytes or len(layout) < 4 + length:
                 raise CorruptFileError("the values of a dataset are cut off")
-            return View.of(np.frombuffer(layout, dtype, size, 4).reshape(shape))
+            return partial(View.of, np.frombuffer(layout, dtype, size, 4).reshape(shape))
         if not size:
-            return View.of(np.empty(shape, dtype))
+            return partial(View.of, np.empty(shape, dtype))
         if kind == 2:  # noqa: PLR2004
             return self._chunked(layout, shape, dtype, filters, path)
         address, length = struct.unpack_from("<QQ", layout, 2)
@@ -709,15 +715,9 @@ class _Reader:
                 expected=f"{nbytes} bytes for {dtype} {list(shape)}",
                 found=f"{length} bytes at {address} of {self._size}",
             )
-        region = Region(
-            self._file,
-            self._start + address,
-            dtype,
-            size,
-            tensor=path,
-            checksum=self._checksum,
+        return partial(
+            _contiguous, self._file, self._start + address, shape, dtype, path, self._checksum
         )
-        return View.over(region, shape)
 
     def _chunked(
         self,
@@ -726,7 +726,7 @@ class _Reader:
         dtype: np.dtype[Any],
         filters: Sequence[_Filter],
         path: str,
-    ) -> View | str:
+    ) -> Callable[[], View] | str:
         address, *chunk = struct.unpack_from(f"<Q{layout[2]}I", layout, 3)
         whole = _Chunked(address, shape, tuple(chunk[:-1]), dtype, filters)
         unknown = [str(step.number) for step in filters if step.number not in _FILTERS]
@@ -743,7 +743,7 @@ class _Reader:
             with context(path=self._file.path, tensor=path):
                 return self._assemble(whole)
 
-        return View.over(Computed(math.prod(shape), dtype, compute), shape)
+        return partial(View.over, Computed(math.prod(shape), dtype, compute), shape)
 
     def _chunks(self, whole: _Chunked) -> list[_Chunk]:
         rank = len(whole.shape)
@@ -796,6 +796,25 @@ class _Reader:
                 found=f"{len(data)} bytes",
             )
         return data
+
+
+def _contiguous(  # noqa: PLR0913 - by partial, of which there may be 100,000: closures are larger
+    file: File,
+    offset: int,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    path: str,
+    checksum: Checksum | None,
+) -> View:
+    """The values of a dataset that are in one place."""
+    size = math.prod(shape)
+    return View.over(Region(file, offset, dtype, size, tensor=path, checksum=checksum), shape)
+
+
+def _native(make: Callable[[], View]) -> View:
+    """The view, in the byte order of the machine."""
+    view = make()
+    return view.astype(view.dtype.newbyteorder("="))
 
 
 class _Heap(NamedTuple):

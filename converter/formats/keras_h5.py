@@ -24,7 +24,8 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -42,7 +43,8 @@ from converter.files import File, Publication, StagedFile
 from converter.formats import Probe, _hdf5
 from converter.formats._hdf5 import Dataset, Group
 from converter.formats._names import name_problem, shown
-from converter.tensors import Checkpoint, Tensor, TensorSpec
+from converter.layout import View
+from converter.tensors import Checkpoint, LazyTensors, TensorSpec
 
 MODEL, OPTIMIZER, TOP = "model_weights", "optimizer_weights", "top_level_model_weights"
 CONFIG, ORDER = "model_config", "weight_order"  # keys of metadata
@@ -58,12 +60,13 @@ def recognise(probe: Probe) -> bool:
     try:
         file = File(probe.path)
         try:
-            attributes, members = _hdf5.peek(file)
+            layers = {"layer_names", "layer_names0"}
+            listed = not layers.isdisjoint(_hdf5.root_attributes(file))
+            return listed or MODEL in _hdf5.root_names(file)
         finally:
             file.close()
     except ConverterError:  # broken: the format after this one takes any HDF5 file, and says how
         return False
-    return MODEL in members or not {"layer_names", "layer_names0"}.isdisjoint(attributes)
 
 
 def open(path: Path) -> Checkpoint:  # noqa: A001 - the name every format has
@@ -130,12 +133,15 @@ def unique(pairs: Iterable[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
 
 def checkpoint(found: Mapping[str, Dataset], **facts: Any) -> Checkpoint:
     """A checkpoint of datasets; `facts` are other fields of it."""
-    tensors = {name: Tensor(data.view) for name, data in found.items() if data.view}
-    problems = {name: data.problem for name, data in found.items() if not data.view}
+    specs = {name: data.spec for name, data in found.items() if data.spec}
+    views = {name: data.view for name, data in found.items() if data.view}
+    problems = {name: data.problem for name, data in found.items() if data.problem}
     names: dict[int, list[str]] = {}
-    for name in tensors:
+    for name in specs:
         names.setdefault(id(found[name]), []).append(name)
     ties = tuple(tuple(group) for group in names.values() if len(group) > 1)
+    made: Callable[[Callable[[], View]], View] = cache(lambda view: view())  # one for tied names
+    tensors = LazyTensors(specs, lambda name: made(views[name]))
     return Checkpoint(tensors, unsupported=problems, ties=ties, **facts)
 
 

@@ -154,7 +154,7 @@ class _Found:
         if self.layers:
             self.metadata[NAMES] = json.dumps(self.layers)
         for name, reason in self.others.items():
-            self.datasets.setdefault(name, Dataset((), {}, None, reason))
+            self.datasets.setdefault(name, Dataset({}, problem=reason))
         ordered = {name: self.datasets[name] for name in sorted(self.datasets, key=_by_number)}
         return keras_h5.checkpoint(
             ordered,

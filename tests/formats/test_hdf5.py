@@ -34,7 +34,7 @@ def tree(path: Path) -> _hdf5.Group:
 
 def read(path: Path) -> dict[str, Array | str]:
     found = tree(path).datasets()
-    return {name: data.view.numpy() if data.view else data.problem for name, data in found}
+    return {name: data.view().numpy() if data.view else data.problem for name, data in found}
 
 
 @pytest.fixture(autouse=True)
