@@ -234,8 +234,9 @@ def _open_npz(file: File, spool: _Spool) -> Checkpoint:
                 raise CorruptFileError(f"its name {trouble}")
             if name in arrays or name in unsupported:
                 raise CorruptFileError("two zip members mean this tensor")
-            inflated += member.size if member.method != STORED else 0
-            _check_expansion(file, member, inflated)
+            if member.method != STORED:
+                inflated += member.size
+                _check_expansion(file, member, inflated)
             found = _array(file, read, member, name)
         if isinstance(found, str):
             unsupported[name] = found
