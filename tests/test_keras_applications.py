@@ -351,7 +351,7 @@ def test_files_of_keras_2_are_taken_by_the_same_mapping(app, tmp_path):
     """The published weights are such files: `conv1_conv/conv1_conv/kernel:0`."""
     oracles.run("keras2_applications", tmp_path, app)
     row = next(row for row in CONVERSIONS if row.source == f"keras-{app}")
-    older = {"keras": 2} if app.startswith(("ConvNeXt", "MobileNetV3")) else {}
+    older = {"keras": 2} if app.startswith(("ConvNeXt", "DenseNet", "MobileNetV3")) else {}
     with converter.open(tmp_path / f"{app}.h5") as source:
         assert all(name.endswith(":0") for name in source)
         plan = converter.mapping(row.mapping, sizes={**row.sizes, **older}).plan(source)
