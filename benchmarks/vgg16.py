@@ -25,7 +25,7 @@ ROOM = 4 << 30
 MAPPING = "vgg16/slim-torchvision"
 SMALL = ("--max-memory", "128MiB")
 HEAVY = ("h5py", "keras", "numpy", "tensorflow", "torch")
-CONVERTER = (sys.executable, "-m", "converter")
+CONVERTER = (str(Path(sys.executable).with_name("converter")),)  # what people run
 QUIET = {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
