@@ -34,7 +34,6 @@ pytestmark = [
 ]
 
 TOLERANCE = 1e-4
-DEEP = 1e-2  # of TensorFlow's float32, where every block adds to those before it
 Job = dict[str, Any]
 
 
@@ -50,7 +49,6 @@ class Case(NamedTuple):
     of: str = ""  # the case whose checkpoint it takes
     computed: str = ""  # what that case's source computed: its moving averages' outputs, maybe
     image: int = 0  # only images of this height and width
-    tolerance: float = TOLERANCE
 
     @property
     def port(self) -> Port:
@@ -101,7 +99,6 @@ def efficientnet(b: int) -> Case:
         {"model": "timm", "name": f"tf_efficientnet_b{b}"},
         (),
         {"b": b},
-        tolerance=DEEP if b > 5 else TOLERANCE,  # 45 blocks and more
     )
 
 
@@ -280,8 +277,8 @@ def apart(folder: Path, name: str, case: Case, prefix: str = "") -> float:
 
 def same(folder: Path, name: str, case: Case) -> None:
     """Both models compute the same; stock, they do just when nothing had to be changed."""
-    assert apart(folder, name, case) < case.tolerance
-    assert (apart(folder, name, case, "stock-") < case.tolerance) == (not case.match)
+    assert apart(folder, name, case) < TOLERANCE
+    assert (apart(folder, name, case, "stock-") < TOLERANCE) == (not case.match)
 
 
 def back(folder: Path, name: str, case: Case) -> None:

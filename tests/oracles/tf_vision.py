@@ -337,8 +337,10 @@ def value(variable: Any) -> NDArray[Any]:
     random = np.random.default_rng(zlib.crc32(name.encode()))
     if variable.dtype.base_dtype != tf.float32:
         return np.zeros(shape, np.int64)
-    if re.match(r"efficientnet-b[1-7]/.*normalization_2/gamma", name):  # 23 to 55 of them add up
-        return random.uniform(0.3, 0.9, shape).astype(np.float32)
+    deep = re.match(r"efficientnet-b([1-7])/.*normalization_2/gamma", name)
+    if deep:  # 23 to 55 of them add up
+        most = 0.6 if deep[1] in "67" else 0.9
+        return random.uniform(most / 3, most, shape).astype(np.float32)
     if "moving_variance" in name or "gamma" in name:
         return random.uniform(0.5, 1.5, shape).astype(np.float32)
     if len(shape) > 1:
