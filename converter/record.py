@@ -13,11 +13,11 @@ plan a mapping.  So there is one definition of what is right, and nobody who wri
 
 from __future__ import annotations
 
-import functools
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import (
+    TYPE_CHECKING,
     Annotated,
     Any,
     ClassVar,
@@ -27,6 +27,9 @@ from typing import (
     TypeVar,
     dataclass_transform,
 )
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 _MISSING: Any = object()
 R = TypeVar("R", bound="Record")
@@ -186,9 +189,10 @@ def schema(kind: type[Record]) -> dict[str, Any]:
 # ── what is plainly right ────────────────────────────────────────────────────────────────────
 
 
-@functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind, include_extras=True)
+def _hints(kind: type[Record]) -> dict[str, Any]:
+    if kind not in _HINTS:
+        _HINTS[kind] = typing.get_type_hints(kind, include_extras=True)
+    return _HINTS[kind]
 
 
 def _record(kind: type[R], value: Any) -> R:
@@ -274,12 +278,20 @@ def _of_models(value: Any) -> Any:
     return value
 
 
+_HINTS: dict[type[Record], dict[str, Any]] = {}
+_MODELS: dict[type[Record], type[BaseModel]] = {}
 _KINDS: dict[type, type[Record]] = {}  # by their models
 
 
-@functools.cache
-def _model(kind: Any) -> Any:
+def _model(kind: type[Record]) -> type[BaseModel]:
     """The record as a pydantic model, with the same fields and checks."""
+    if kind not in _MODELS:
+        _MODELS[kind] = _made_model(kind)
+        _KINDS[_MODELS[kind]] = kind
+    return _MODELS[kind]
+
+
+def _made_model(kind: type[Record]) -> type[BaseModel]:
     import pydantic
 
     def long(cls: Any, value: Any) -> Any:  # noqa: ARG001 - as pydantic calls it
@@ -289,27 +301,26 @@ def _model(kind: Any) -> Any:
         _of_models(self)
         return self
 
-    fields: dict[str, Any] = {}
-    for name, known in kind.fields.items():
-        facts: dict[str, Any] = {"description": known.about or None}
-        if known.key != name:
-            facts["alias"] = known.key
+    def said(known: Field) -> Any:
+        facts = {"alias": known.key, "description": known.about or None}
+        if known.required:
+            return pydantic.Field(**facts)
         if known.default_factory:
-            facts["default_factory"] = known.default_factory
-        elif not known.required:
-            facts["default"] = known.default
-        fields[name] = (_hints(kind)[name], pydantic.Field(**facts))
+            return pydantic.Field(default_factory=known.default_factory, **facts)
+        return pydantic.Field(default=known.default, **facts)
+
+    fields: dict[str, Any] = {
+        name: (_hints(kind)[name], said(known)) for name, known in kind.fields.items()
+    }
     validators: dict[str, Any] = {}  # where there are none, findings tell less of pydantic
     if kind.long.__func__ is not Record.long.__func__:  # type: ignore[attr-defined]
         validators["_long"] = pydantic.model_validator(mode="before")(long)
     if kind.check is not Record.check:
         validators["_check"] = pydantic.model_validator(mode="after")(check)
-    made = pydantic.create_model(
+    return pydantic.create_model(
         kind.__name__,
         __config__=pydantic.ConfigDict(extra="forbid", strict=kind.strict),
         __doc__=kind.__doc__,
         __validators__=validators,
         **fields,
     )
-    _KINDS[made] = kind
-    return made
