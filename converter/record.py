@@ -302,7 +302,7 @@ def _made_model(kind: type[Record]) -> type[BaseModel]:
         return self
 
     def said(known: Field) -> Any:
-        facts = {"alias": known.key, "description": known.about or None}
+        facts: dict[str, Any] = {"alias": known.key, "description": known.about or None}
         if known.required:
             return pydantic.Field(**facts)
         if known.default_factory:
