@@ -43,6 +43,14 @@ class Refused(ValueError):  # noqa: N818 - it reads as a sentence
         self.details = details
 
 
+class FieldError(ValueError):
+    """A field does not go with the others; `field` is its key."""
+
+    def __init__(self, text: str, field: str) -> None:
+        super().__init__(text)
+        self.field = field
+
+
 class Field(NamedTuple):
     """A field: the key that it is written as, what stands for it when it is left out, a phrase."""
 
@@ -81,6 +89,17 @@ class Check(NamedTuple):
         from pydantic_core import core_schema
 
         return core_schema.no_info_after_validator_function(self.function, handler(source))
+
+
+class Before(NamedTuple):
+    """In `Annotated`: the same, of what stands there before its type is looked at."""
+
+    function: Callable[[Any], Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_before_validator_function(self.function, handler(source))
 
 
 class AtLeast(NamedTuple):

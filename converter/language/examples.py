@@ -31,7 +31,7 @@ def run(text: str, path: Path) -> tuple[int, list[Diagnostic]]:
     rules, problems = examine(document, path)
     if problems:
         return 0, problems
-    examples = MappingModel.model_validate(document.data).tests
+    examples = MappingModel.read(document.data).tests
     runner = _Runner(rules, document, path)
     return len(examples), [
         finding for nth, each in enumerate(examples) for finding in runner.findings(nth, each)

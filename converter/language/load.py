@@ -33,6 +33,8 @@ from converter.language.rules import REMARKS, Drop, Make, Place, Probe, Rule, Ru
 from converter.ops import OPS, Op
 from converter.ops.base import On, UnaryOp
 from converter.ops.pieces import Split
+from converter.record import Refused
+from converter.record import FieldError, Refused
 
 SUFFIXES = (".yaml", ".yml")
 Entry = TypeVar("Entry")
@@ -291,9 +293,9 @@ class _Compiler:
         """The validated model, without the entries that were noted; None when little is left."""
         data = self.document.data
         try:
-            return MappingModel.model_validate(data)
-        except ValidationError as error:
-            details = [d for d in error.errors() if not self.of_another_form(d)]
+            return MappingModel.read(data)
+        except Refused as error:
+            details = [d for d in error.details if not self.of_another_form(d)]
         for detail in sorted(details, key=lambda detail: detail["type"] == "missing"):
             self.schema_problem(detail)
         self.refused = {tuple(detail["loc"][:2]) for detail in details}
@@ -301,7 +303,7 @@ class _Compiler:
             data = copy.deepcopy(data)
             for name, index in self.refused:
                 data[name][index] = _STAND_INS[str(name)]
-            return MappingModel.model_validate(data)
+            return MappingModel.read(data)
         return None
 
     def sound(self, name: str, entries: Sequence[Entry]) -> list[tuple[int, Entry]]:
@@ -323,7 +325,10 @@ class _Compiler:
 
     def schema_problem(self, detail: Any) -> None:
         """Note one of pydantic's findings in our words, at its place."""
+        cause = detail.get("ctx", {}).get("error")
         path = _without_forms(detail["loc"])
+        if isinstance(cause, FieldError):
+            path = (*path, cause.field)
         kind, hint, expected, fix = detail["type"], "", "", None
         message = detail["msg"].removeprefix("Value error, ")
         if kind == "extra_forbidden":
@@ -555,7 +560,7 @@ class _Compiler:
         place = self.place(*path, key=True)
         try:
             if word in OPS:
-                return OPS[word].model_validate(value).bind(sizes), place
+                return OPS[word].read(value).bind(sizes), place
             known = op_names()
             self.problem(
                 "MAP102",
@@ -568,8 +573,8 @@ class _Compiler:
         except MappingError as error:  # of a package that brings ops
             for finding in error.diagnostics:
                 self.problem(finding.code, finding.message, place)
-        except ValidationError as error:
-            for detail in error.errors():
+        except Refused as error:
+            for detail in error.details:
                 self.op_problem(word, detail, path)
         return None
 
@@ -582,8 +587,7 @@ class _Compiler:
         place = self.place(*where, offset=getattr(cause, "offset", 0))
         if detail["type"] == "extra_forbidden":
             message, place = f"unknown key '{where[-1]}'", self.place(*where, key=True)
-            fields = OPS[word].model_fields
-            known = [info.alias or name for name, info in fields.items()]
+            known = [field.key for field in OPS[word].fields.values()]
             hint = _nearest(str(where[-1]), known)
             fix = self.fix(where, known)
         elif detail["type"] == "missing":
@@ -706,5 +710,4 @@ def _fields_at(path: tuple[str | int, ...]) -> list[str]:
         return ["model", "contract"]
     if len(path) > 2 and top == "rules":  # noqa: PLR2004 - within a source or target
         return ["name", "ops"]
-    fields = models.get(str(top), MappingModel).model_fields
-    return [str(info.alias or name) for name, info in fields.items()]
+    return [known.key for known in models.get(str(top), MappingModel).fields.values()]

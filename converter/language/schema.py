@@ -6,7 +6,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from converter import record
 from converter.language.model import MappingModel
+from converter.layers import LAYERS
 from converter.ops import OPS, Op
 
 TITLE = "checkpoint-converter mapping"
@@ -23,8 +25,12 @@ _PROBES: dict[str, Any] = {
 
 def schema() -> dict[str, Any]:
     """The schema as plain data; words that draft-07 lacks are put into its own."""
-    found = MappingModel.model_json_schema(by_alias=True)
+    found = record.schema(MappingModel) | {
+        "required": ["mapping"],
+        "anyOf": [{"required": ["rules"]}, {"required": ["include"]}],
+    }
     definitions = found.pop("$defs")
+    definitions["ProbeModel"]["properties"]["layer"]["enum"] = sorted(LAYERS)
     for model in definitions.values():
         if "ops" in model["properties"]:
             model["properties"]["ops"]["items"] = {"$ref": "#/definitions/Op"}
