@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
 from converter.errors import Diagnostic, MappingError, NotFoundError
 from converter.language import names, yaml
 from converter.language.groups import GROUPS
@@ -33,7 +31,6 @@ from converter.language.rules import REMARKS, Drop, Make, Place, Probe, Rule, Ru
 from converter.ops import OPS, Op
 from converter.ops.base import On, UnaryOp
 from converter.ops.pieces import Split
-from converter.record import Refused
 from converter.record import FieldError, Refused
 
 SUFFIXES = (".yaml", ".yml")
