@@ -199,7 +199,7 @@ def casting(dtype: str) -> Port:
     Raises ValueError when it is no dtype of floating-point numbers.
     """
     (rule,) = identity().rules.rules
-    return Port(Rules((replace(rule, ops=(CastFloats(to=dtype),)),), name=f"cast to {dtype}"))
+    return Port(Rules((replace(rule, ops=(CastFloats.read(dtype),)),), name=f"cast to {dtype}"))
 
 
 def plan(

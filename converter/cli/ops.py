@@ -78,7 +78,9 @@ def describe(kind: type[Op]) -> dict[str, Any]:
 
 def fields(kind: type[Op]) -> list[dict[str, Any]]:
     """The keys of the long form."""
-    described = kind.model_json_schema(by_alias=True)
+    from converter import record
+
+    described = record.schema(kind)
     return [
         {
             "name": name,
@@ -112,7 +114,7 @@ def values(kind: type[Op]) -> list[Any]:
     for text in re.findall(r"`([^`]+)`", kind.about):
         for read in (lambda text: yaml.load(text).data, str):  # as `o i h w`, not as YAML
             with contextlib.suppress(ValueError):
-                kind.model_validate(value := read(text))
+                kind.read(value := read(text))
                 found.append(value)
                 break
     return found
@@ -122,7 +124,7 @@ def example(kind: type[Op], value: Any) -> dict[str, Any]:
     """A value, how it is written, and the op of the way back or why there is none."""
     from converter.errors import IrreversibleError
 
-    op = kind.model_validate(value)
+    op = kind.read(value)
     try:
         back = op.inverse()
         undone = {"inverse": written(back.name, back.to_file()), "no_way_back": ""}

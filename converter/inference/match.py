@@ -414,7 +414,7 @@ def known(ops: Sequence[Op]) -> bool:
     try:
         for op in ops:
             for word, value in op.items():
-                OPS[word].model_validate(value)
+                OPS[word].read(value)
     except (KeyError, ValueError):
         return False
     return True
@@ -442,7 +442,7 @@ def applied(ops: Sequence[Op], view: View) -> View | None:
     try:
         for op in ops:
             for word, value in op.items():
-                views = OPS[word].model_validate(value).apply(views, 1)
+                views = OPS[word].read(value).apply(views, 1)
     except (OpError, KeyError, ValueError):
         return None
     return views[0]

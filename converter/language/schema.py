@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import ValidationError
-
 from converter import record
 from converter.language.model import MappingModel
 from converter.layers import LAYERS
@@ -35,7 +33,7 @@ def schema() -> dict[str, Any]:
         if "ops" in model["properties"]:
             model["properties"]["ops"]["items"] = {"$ref": "#/definitions/Op"}
     for name, kind in OPS.items():
-        fields = kind.model_json_schema(by_alias=True)
+        fields = record.schema(kind)
         definitions |= fields.pop("$defs", {})
         definitions[f"op_{name}"] = _forms(kind, fields)
     definitions["Op"] = {
@@ -67,9 +65,9 @@ def _forms(kind: type[Op], fields: dict[str, Any]) -> dict[str, Any]:
 def _takes(kind: type[Op], value: Any) -> bool:
     """Does the op read a value of this type, sound or not, as a short form?"""
     try:
-        kind.model_validate(value)
-    except ValidationError as error:
-        return not any(detail["type"] == "model_type" for detail in error.errors())
+        kind.read(value)
+    except record.Refused as error:
+        return not any(detail["type"] == "model_type" for detail in error.details)
     return True
 
 

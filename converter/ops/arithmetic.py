@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import frexp, isfinite
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import Field, field_validator, model_validator
 
 from converter.errors import OpError
 from converter.layout import Array, Elementwise, View, concatenate
@@ -16,6 +15,7 @@ from converter.ops.axes import one_axis
 from converter.ops.base import Exactness, UnaryOp
 from converter.ops.blocks import scalar
 from converter.ops.values import integers
+from converter.record import AtLeast, Check, field
 from converter.tensors import dtype_name
 
 HALF = 0.5
@@ -49,21 +49,18 @@ class Scale(UnaryOp):
     name: ClassVar[str] = "scale"
     about: ClassVar[str] = "multiply by a factor or divide: `0.5`, or `{divisor: 127.5}`"
 
-    factor: int | float | None = Field(default=None, description="what to multiply by")
-    divisor: int | float | None = Field(default=None, description="what to divide by")
+    factor: int | float | None = field(default=None, about="what to multiply by")
+    divisor: int | float | None = field(default=None, about="what to divide by")
 
-    @model_validator(mode="before")
     @classmethod
-    def _short(cls, value: Any) -> Any:
+    def long(cls, value: Any) -> Any:
         return {"factor": value} if isinstance(value, int | float) else value
 
-    @model_validator(mode="after")
-    def _one(self) -> Self:
+    def check(self) -> None:
         if (self.factor is None) == (self.divisor is None):
             raise ValueError("give one of `factor` and `divisor`")
         if not self._number or not isfinite(self._number):
             raise ValueError("a factor is a number, and not zero")
-        return self
 
     @property
     def _number(self) -> float:
@@ -100,27 +97,26 @@ class Add(UnaryOp):
     name: ClassVar[str] = "add"
     about: ClassVar[str] = "add a constant: `{value: 1.0, axis: '[g]', block: 1, of: 4}`"
 
-    value: int | float = Field(description="what is added")
-    axis: str | int | None = Field(default=None, description="the axis of the blocks")
-    block: int | None = Field(default=None, ge=0, description="which block, from 0; default: all")
-    of: int | None = Field(default=None, ge=1, description="how many blocks there are")
+    value: int | float = field(about="what is added")
+    axis: Annotated[str | int | None, Check(one_axis)] = field(
+        default=None, about="the axis of the blocks"
+    )
+    block: Annotated[int, AtLeast(0)] | None = field(
+        default=None, about="which block, from 0; default: all"
+    )
+    of: Annotated[int, AtLeast(1)] | None = field(default=None, about="how many blocks there are")
 
-    @model_validator(mode="before")
     @classmethod
-    def _short(cls, value: Any) -> Any:
+    def long(cls, value: Any) -> Any:
         return {"value": value} if isinstance(value, int | float) else value
 
-    _one_axis = field_validator("axis")(one_axis)
-
-    @model_validator(mode="after")
-    def _together(self) -> Self:
-        if len({field is None for field in (self.axis, self.block, self.of)}) > 1:
+    def check(self) -> None:
+        if len({value is None for value in (self.axis, self.block, self.of)}) > 1:
             raise ValueError("`axis`, `block` and `of` go together")
         if self.block is not None and self.of is not None and self.block >= self.of:
             raise ValueError(f"block {self.block} of {self.of}: blocks count from 0")
         if not isfinite(self.value):
             raise ValueError("an infinity cannot be taken away again")
-        return self
 
     @property
     def exactness(self) -> Exactness:
@@ -148,7 +144,7 @@ class Add(UnaryOp):
         return concatenate([_native(part) for part in parts], axis)
 
     def inverse(self) -> Add:
-        return self.model_copy(update={"value": -self.value})
+        return self.replaced(value=-self.value)
 
     def to_file(self) -> Any:
         return self.value if self.axis is None else super().to_file()
@@ -180,8 +176,10 @@ class Epsilon(UnaryOp):
     name: ClassVar[str] = "epsilon"
     about: ClassVar[str] = "shift a variance for another epsilon: `{from: 1.0e-3, to: 1.0e-5}`"
 
-    source: float = Field(alias="from", ge=0, description="the epsilon of the source's layer")
-    to: float = Field(ge=0, description="the epsilon of the target's layer")
+    source: Annotated[float, AtLeast(0)] = field(
+        key="from", about="the epsilon of the source's layer"
+    )
+    to: Annotated[float, AtLeast(0)] = field(about="the epsilon of the target's layer")
 
     @property
     def exactness(self) -> Exactness:
@@ -197,7 +195,7 @@ class Epsilon(UnaryOp):
         return Add(value=self.source - self.to).apply_one(view)
 
     def inverse(self) -> Epsilon:
-        return Epsilon.model_validate({"from": self.to, "to": self.source})
+        return Epsilon(source=self.to, to=self.source)
 
 
 def _native(view: View) -> View:

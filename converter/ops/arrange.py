@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from math import prod
-from typing import Annotated, Any, ClassVar, Self
-
-from pydantic import Field, field_validator, model_validator
+from typing import Annotated, Any, ClassVar
 
 from converter.errors import IrreversibleError, OpError
 from converter.layout import View
 from converter.ops.axes import Pattern, parse, parse_marked, solve
 from converter.ops.base import Op, UnaryOp, join
+from converter.record import AtLeast, Check, field
 
 
 def exchanged(shape: Sequence[int], order: Sequence[int], names: Sequence[str]) -> list[str]:
@@ -22,6 +21,11 @@ def exchanged(shape: Sequence[int], order: Sequence[int], names: Sequence[str]) 
         for a, b in combinations(range(len(shape)), 2)
         if shape[a] == shape[b] > 1 and order.index(a) > order.index(b)
     ]
+
+
+def _pattern(value: str) -> str:
+    parse(value)
+    return value
 
 
 class Rearrange(UnaryOp):
@@ -35,28 +39,21 @@ class Rearrange(UnaryOp):
     name: ClassVar[str] = "rearrange"
     about: ClassVar[str] = "split, permute and merge axes by name: `h w i o -> o (i h w)`"
 
-    pattern: str = Field(description="einops notation, e.g. `h w i o -> o i h w`")
-    sizes: dict[str, Annotated[int, Field(ge=1)]] = Field(
-        default_factory=dict, description="sizes of named axes"
+    pattern: Annotated[str, Check(_pattern)] = field(
+        about="einops notation, e.g. `h w i o -> o i h w`"
+    )
+    sizes: dict[str, Annotated[int, AtLeast(1)]] = field(
+        default_factory=dict, about="sizes of named axes"
     )
 
-    @model_validator(mode="before")
     @classmethod
-    def _short(cls, value: Any) -> Any:
+    def long(cls, value: Any) -> Any:
         return {"pattern": value} if isinstance(value, str) else value
 
-    @field_validator("pattern")
-    @classmethod
-    def _parsed(cls, value: str) -> str:
-        parse(value)
-        return value
-
-    @model_validator(mode="after")
-    def _sizes_of_axes(self) -> Self:
+    def check(self) -> None:
         unknown = sorted(self.sizes.keys() - self.parsed.axes)
         if unknown:
             raise ValueError(f"'{unknown[0]}' is no axis of the pattern")
-        return self
 
     @property
     def parsed(self) -> Pattern:
@@ -65,7 +62,7 @@ class Rearrange(UnaryOp):
 
     def bind(self, sizes: Mapping[str, int]) -> Rearrange:
         known = {name: size for name, size in sizes.items() if name in self.parsed.axes}
-        return self.model_copy(update={"sizes": known | self.sizes})
+        return self.replaced(sizes=known | self.sizes)
 
     def apply_one(self, view: View) -> View:
         solved = solve(self.parsed, view.shape, tuple(self.sizes.items()))
@@ -94,25 +91,25 @@ class Rearrange(UnaryOp):
         return super().to_file() if self.sizes else self.pattern
 
 
+def _permutation(value: tuple[int, ...]) -> tuple[int, ...]:
+    if sorted(value) != list(range(len(value))):
+        raise ValueError(f"{list(value)} is not a permutation of {list(range(len(value)))}")
+    return value
+
+
 class Transpose(UnaryOp):
     """Permute axes by number: target axis k is source axis `order[k]`, as in `numpy.transpose`."""
 
     name: ClassVar[str] = "transpose"
     about: ClassVar[str] = "permute axes by number, as numpy.transpose does: `[1, 0]`"
 
-    order: tuple[int, ...] = Field(description="the source axis of each target axis")
+    order: Annotated[tuple[int, ...], Check(_permutation)] = field(
+        about="the source axis of each target axis"
+    )
 
-    @model_validator(mode="before")
     @classmethod
-    def _short(cls, value: Any) -> Any:
+    def long(cls, value: Any) -> Any:
         return {"order": value} if isinstance(value, list | tuple) else value
-
-    @field_validator("order")
-    @classmethod
-    def _permutation(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if sorted(value) != list(range(len(value))):
-            raise ValueError(f"{list(value)} is not a permutation of {list(range(len(value)))}")
-        return value
 
     def apply_one(self, view: View) -> View:
         if view.ndim != len(self.order):
@@ -142,16 +139,15 @@ class Reshape(UnaryOp):
     name: ClassVar[str] = "reshape"
     about: ClassVar[str] = "another shape for the same C-order elements: `[25088, 4096]`"
 
-    to: tuple[int | str, ...] = Field(description="the new shape; one entry may be -1")
-    source: tuple[int | str, ...] | None = Field(
+    to: tuple[int | str, ...] = field(about="the new shape; one entry may be -1")
+    source: tuple[int | str, ...] | None = field(
         default=None,
-        alias="from",
-        description="the shape before: checked, and used on the way back",
+        key="from",
+        about="the shape before: checked, and used on the way back",
     )
 
-    @model_validator(mode="before")
     @classmethod
-    def _short(cls, value: Any) -> Any:
+    def long(cls, value: Any) -> Any:
         return {"to": value} if isinstance(value, list | tuple) else value
 
     def bind(self, sizes: Mapping[str, int]) -> Reshape:
@@ -159,7 +155,7 @@ class Reshape(UnaryOp):
             return tuple(sizes.get(n, n) if isinstance(n, str) else n for n in shape)
 
         source = known(self.source) if self.source is not None else None
-        return self.model_copy(update={"to": known(self.to), "source": source})
+        return self.replaced(to=known(self.to), source=source)
 
     def apply_one(self, view: View) -> View:
         if self.source is not None:
@@ -194,12 +190,20 @@ class Reshape(UnaryOp):
                 "reshape does not know the shape before it",
                 hint=f"write `reshape: {{from: [...], to: {list(self.to)}}}`, or use rearrange",
             )
-        return Reshape.model_validate({"to": self.source, "from": self.to})
+        return Reshape(to=self.source, source=self.to)
 
     def to_file(self) -> Any:
         if self.source is None:
             return list(self.to)
         return {"from": list(self.source), "to": list(self.to)}
+
+
+def _axes(value: str | int | tuple[int, ...]) -> str | int | tuple[int, ...]:
+    if isinstance(value, str):
+        parse_marked(value)
+    if isinstance(value, tuple) and len(set(value)) < len(value):
+        raise ValueError("an axis stands twice")
+    return value
 
 
 class Reverse(UnaryOp):
@@ -208,21 +212,13 @@ class Reverse(UnaryOp):
     name: ClassVar[str] = "reverse"
     about: ClassVar[str] = "reverse the order along axes: `h w [i] o` (RGB to BGR)"
 
-    axis: str | int | tuple[int, ...] = Field(description="axes, the reversed ones in brackets")
+    axis: Annotated[str | int | tuple[int, ...], Check(_axes)] = field(
+        about="axes, the reversed ones in brackets"
+    )
 
-    @model_validator(mode="before")
     @classmethod
-    def _short(cls, value: Any) -> Any:
+    def long(cls, value: Any) -> Any:
         return value if isinstance(value, dict) else {"axis": value}
-
-    @field_validator("axis")
-    @classmethod
-    def _parsed(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            parse_marked(value)
-        if isinstance(value, tuple) and len(set(value)) < len(value):
-            raise ValueError("an axis stands twice")
-        return value
 
     def apply_one(self, view: View) -> View:
         for axis in axes_of(self, self.axis, view):

@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict
-
 from converter.errors import IrreversibleError, OpError
 from converter.layout import View
+from converter.record import Record
 
 Exactness = Literal["exact", "rounding", "lossy"]
 
 
-class Op(BaseModel):
+class Op(Record):
     """One step of a rule, applied to the views that the rule's sources (or the step before) gave.
 
     `apply` is lazy: it rewrites strides or wraps a view and reads nothing.  Shapes and dtypes are
     therefore inferred by applying an op to views of no data, and inference can never disagree with
     application.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True, defer_build=True)
 
     name: ClassVar[str]
     about: ClassVar[str]  # one sentence for `converter ops`
@@ -57,7 +54,7 @@ class Op(BaseModel):
 
     def to_file(self) -> Any:
         """The value that stands for this op in a mapping file, shortest form."""
-        return self.model_dump(by_alias=True, exclude_defaults=True)
+        return self.written()
 
 
 class UnaryOp(Op):

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from math import prod
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
-from pydantic import Field, model_validator
 
 from converter.errors import IrreversibleError, OpError
 from converter.layout import Array, Computed, View, concatenate
 from converter.ops.base import Exactness, Op, UnaryOp, join
 from converter.ops.pieces import AxisOp
 from converter.ops.values import constant
+from converter.record import AtLeast, field
 
-Count = Annotated[int, Field(ge=0)] | str  # or the name of a size
+Count = Annotated[int, AtLeast(0)] | str  # or the name of a size
 
 
 class Reorder(UnaryOp, AxisOp):
@@ -28,14 +28,13 @@ class Reorder(UnaryOp, AxisOp):
     name: ClassVar[str] = "reorder"
     about: ClassVar[str] = "equal blocks in another order: `{axis: '[g]', from: z r h, to: r z h}`"
 
-    order: tuple[int, ...] | None = Field(
-        default=None, description="the block that comes at each place, from 0"
+    order: tuple[int, ...] | None = field(
+        default=None, about="the block that comes at each place, from 0"
     )
-    source: str | None = Field(default=None, alias="from", description="the blocks, by name")
-    to: str | None = Field(default=None, description="the same names as they stand afterwards")
+    source: str | None = field(default=None, key="from", about="the blocks, by name")
+    to: str | None = field(default=None, about="the same names as they stand afterwards")
 
-    @model_validator(mode="after")
-    def _permutes(self) -> Self:
+    def check(self) -> None:
         by_name = self.source is not None and self.to is not None
         if (self.order is None) != by_name or (self.source is None) != (self.to is None):
             raise ValueError("give `order`, or both `from` and `to`")
@@ -44,7 +43,6 @@ class Reorder(UnaryOp, AxisOp):
         before, after = (self.source or "").split(), (self.to or "").split()
         if sorted(before) != sorted(after) or len(set(before)) < len(before):
             raise ValueError(f"'{self.to}' does not name the blocks of '{self.source}' once each")
-        return self
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -66,11 +64,9 @@ class Reorder(UnaryOp, AxisOp):
         return concatenate(blocks, axis)
 
     def inverse(self) -> Reorder:
-        fields: dict[str, Any] = {"axis": self.axis}
         if self.order is None:
-            return Reorder.model_validate(fields | {"from": self.to, "to": self.source})
-        back = tuple(self.order.index(k) for k in range(len(self.order)))
-        return Reorder.model_validate(fields | {"order": back})
+            return self.replaced(source=self.to, to=self.source)
+        return self.replaced(order=tuple(self.order.index(k) for k in range(len(self.order))))
 
     def doubts_one(self, view: View) -> list[str]:
         axis = self.position(view)
@@ -89,11 +85,11 @@ class Slice(UnaryOp, AxisOp):
     name: ClassVar[str] = "slice"
     about: ClassVar[str] = "keep a range along an axis: `{axis: '[v] d', start: 1}`"
 
-    start: Count = Field(default=0, description="the first that is kept, from 0")
-    stop: int | str | None = Field(
-        default=None, description="the first that is not; counted from the end when negative"
+    start: Count = field(default=0, about="the first that is kept, from 0")
+    stop: int | str | None = field(
+        default=None, about="the first that is not; counted from the end when negative"
     )
-    pad: int | float | None = Field(default=None, description="what every value cut off is")
+    pad: int | float | None = field(default=None, about="what every value cut off is")
 
     def bind(self, sizes: Mapping[str, int]) -> Slice:
         known = {
@@ -101,7 +97,7 @@ class Slice(UnaryOp, AxisOp):
             for field, value in (("start", self.start), ("stop", self.stop))
             if isinstance(value, str)
         }
-        return self.model_copy(update=known)
+        return self.replaced(**known)
 
     @property
     def exactness(self) -> Exactness:
@@ -150,9 +146,9 @@ class Pad(UnaryOp, AxisOp):
     name: ClassVar[str] = "pad"
     about: ClassVar[str] = "a constant before and after: `{axis: '[v] d', before: 1}`"
 
-    before: Count = Field(default=0, description="how many come before")
-    after: Count = Field(default=0, description="how many come after")
-    value: int | float = Field(default=0, description="the constant")
+    before: Count = field(default=0, about="how many come before")
+    after: Count = field(default=0, about="how many come after")
+    value: int | float = field(default=0, about="the constant")
 
     def bind(self, sizes: Mapping[str, int]) -> Pad:
         known = {
@@ -160,7 +156,7 @@ class Pad(UnaryOp, AxisOp):
             for field, value in (("before", self.before), ("after", self.after))
             if isinstance(value, str)
         }
-        return self.model_copy(update=known)
+        return self.replaced(**known)
 
     def apply_one(self, view: View) -> View:
         axis = self.position(view)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import reduce
 from math import prod
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
 
 from converter.errors import IrreversibleError, OpError
 from converter.layout import Array, Computed, View
@@ -17,6 +16,7 @@ from converter.ops.axes import one_axis
 from converter.ops.base import Exactness, Op, join
 from converter.ops.pieces import AxisOp, same
 from converter.ops.values import integers
+from converter.record import AtLeast, Check, field
 from converter.tensors import dtype_name
 
 Role = Literal["kernel", "bias", "gamma", "beta", "mean", "variance"]
@@ -65,6 +65,13 @@ class Sum(_Joining):
         ]
 
 
+def _complete(value: tuple[Role, ...]) -> tuple[Role, ...]:
+    missing = {"kernel", "mean", "variance"} - set(value)
+    if missing or len(set(value)) < len(value):
+        raise ValueError("name kernel, mean and variance, and each source once")
+    return value
+
+
 class FoldBatchNorm(_Joining, AxisOp):
     """Fold a batch normalisation into the layer before it; gives its kernel and its bias.
 
@@ -79,18 +86,12 @@ class FoldBatchNorm(_Joining, AxisOp):
     about: ClassVar[str] = "fold a batch norm into kernel and bias: `{axis: 'h w i [o]'}`"
     cuts: ClassVar[bool] = True
 
-    epsilon: float = Field(default=1e-3, ge=0, description="what the layer adds to the variance")
-    of: tuple[Role, ...] = Field(
-        default=("kernel", "gamma", "beta", "mean", "variance"), description="what the sources are"
+    epsilon: Annotated[float, AtLeast(0)] = field(
+        default=1e-3, about="what the layer adds to the variance"
     )
-
-    @field_validator("of")
-    @classmethod
-    def _complete(cls, value: tuple[Role, ...]) -> tuple[Role, ...]:
-        missing = {"kernel", "mean", "variance"} - set(value)
-        if missing or len(set(value)) < len(value):
-            raise ValueError("name kernel, mean and variance, and each source once")
-        return value
+    of: Annotated[tuple[Role, ...], Check(_complete)] = field(
+        default=("kernel", "gamma", "beta", "mean", "variance"), about="what the sources are"
+    )
 
     def apply(self, views: Sequence[View], pieces: int) -> list[View]:
         if len(views) != len(self.of):
@@ -146,9 +147,9 @@ class Dequantise(_Joining):
     name: ClassVar[str] = "dequantise"
     about: ClassVar[str] = "(q - zero point) * scale: `{}`, or `{axis: '[o] i'}` for one a channel"
 
-    axis: str | int | None = Field(default=None, description="the axis that each scale is for")
-
-    _one_axis = field_validator("axis")(one_axis)
+    axis: Annotated[str | int | None, Check(one_axis)] = field(
+        default=None, about="the axis that each scale is for"
+    )
 
     def apply(self, views: Sequence[View], pieces: int) -> list[View]:
         if len(views) not in (2, 3):

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, ClassVar, Self
-
-from pydantic import Field, field_validator, model_validator
+from typing import Annotated, Any, ClassVar, Self
 
 from converter.errors import IrreversibleError, OpError
 from converter.layout import View, concatenate
 from converter.ops.arrange import axes_of
 from converter.ops.axes import one_axis
 from converter.ops.base import Exactness, Op, UnaryOp, join, only_one
+from converter.record import AtLeast, Check, field
 
 
 class AxisOp(Op):
     """An op along one axis, given by number or marked by name as in `[o] i`."""
 
-    axis: str | int = Field(description="the axis: a number, or names with one in brackets")
+    axis: Annotated[str | int, Check(one_axis)] = field(
+        about="the axis: a number, or names with one in brackets"
+    )
 
-    @model_validator(mode="before")
     @classmethod
-    def _short(cls, value: Any) -> Any:
+    def long(cls, value: Any) -> Any:
         return value if isinstance(value, dict) else {"axis": value}
-
-    _one = field_validator("axis")(one_axis)
 
     def position(self, view: View) -> int:
         """The axis' position in a view."""
@@ -39,15 +37,15 @@ class AxisOp(Op):
 class SizedAxisOp(AxisOp):
     """An op along one axis whose pieces may have sizes of their own."""
 
-    sizes: tuple[int | str, ...] | None = Field(
-        default=None, description="sizes of the pieces, one may be -1; default: equal pieces"
+    sizes: tuple[int | str, ...] | None = field(
+        default=None, about="sizes of the pieces, one may be -1; default: equal pieces"
     )
 
     def bind(self, sizes: Mapping[str, int]) -> Self:
         if self.sizes is None:
             return self
         known = tuple(sizes.get(n, n) if isinstance(n, str) else n for n in self.sizes)
-        return self.model_copy(update={"sizes": known})
+        return self.replaced(sizes=known)
 
     def lengths(self, total: int, pieces: int) -> list[int]:
         """The length of each piece of an axis of `total`."""
@@ -166,14 +164,12 @@ class Part(UnaryOp, AxisOp):
     name: ClassVar[str] = "part"
     about: ClassVar[str] = "keep one of several equal pieces: `{axis: '[o] i', index: 0, of: 3}`"
 
-    index: int = Field(ge=0, description="which piece, from 0")
-    of: int = Field(ge=1, description="how many pieces there are")
+    index: Annotated[int, AtLeast(0)] = field(about="which piece, from 0")
+    of: Annotated[int, AtLeast(1)] = field(about="how many pieces there are")
 
-    @model_validator(mode="after")
-    def _inside(self) -> Self:
+    def check(self) -> None:
         if self.index >= self.of:
             raise ValueError(f"piece {self.index} of {self.of}: pieces count from 0")
-        return self
 
     @property
     def exactness(self) -> Exactness:

@@ -6,15 +6,15 @@ import cmath
 import math
 import re
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import ml_dtypes
 import numpy as np
-from pydantic import Field, field_validator, model_validator
 
 from converter.errors import IrreversibleError, OpError
 from converter.layout import View
 from converter.ops.base import Exactness, UnaryOp
+from converter.record import Check, field
 from converter.tensors import dtype_name, dtype_of
 
 SMALL = 2  # bytes of a dtype of which every value can be tried
@@ -79,6 +79,21 @@ def constant(fill: float, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
     return value
 
 
+def _of_numbers(value: str) -> str:
+    if numeric(value).kind == "O":
+        raise ValueError("strings cannot be cast")
+    return value
+
+
+def _of_floats(value: str) -> str:
+    if not floating(dtype_of(value)):
+        raise ValueError(f"'{value}' is no dtype of floating-point numbers")
+    return value
+
+
+Numbers = Annotated[str, Check(_of_numbers)]  # the name of a dtype of numbers
+
+
 class Cast(UnaryOp):
     """Convert to another dtype, rounding to nearest where it is narrower.
 
@@ -89,20 +104,12 @@ class Cast(UnaryOp):
     name: ClassVar[str] = "cast"
     about: ClassVar[str] = "another dtype: `float16`, or `{from: bfloat16, to: float32}`"
 
-    to: str = Field(description="the dtype's NumPy name")
-    source: str | None = Field(default=None, alias="from", description="the dtype before")
+    to: Numbers = field(about="the dtype's NumPy name")
+    source: Numbers | None = field(default=None, key="from", about="the dtype before")
 
-    @model_validator(mode="before")
     @classmethod
-    def _short(cls, value: Any) -> Any:
+    def long(cls, value: Any) -> Any:
         return {"to": value} if isinstance(value, str) else value
-
-    @field_validator("to", "source")
-    @classmethod
-    def _known(cls, value: str | None) -> str | None:
-        if value is not None and numeric(value).kind == "O":
-            raise ValueError("strings cannot be cast")
-        return value
 
     @property
     def exactness(self) -> Exactness:
@@ -130,7 +137,7 @@ class Cast(UnaryOp):
             )
         if not holds(dtype_of(self.to), dtype_of(self.source)):
             raise IrreversibleError(f"casting {self.source} to {self.to} has no exact way back")
-        return Cast.model_validate({"to": self.source, "from": self.to})
+        return Cast(to=self.source, source=self.to)
 
     def to_file(self) -> Any:
         return self.to if self.source is None else {"from": self.source, "to": self.to}
@@ -142,12 +149,7 @@ class CastFloats(Cast):
     Not in `OPS`: a mapping says which of its tensors it casts.
     """
 
-    @field_validator("to")
-    @classmethod
-    def _of_floats(cls, value: str) -> str:
-        if not floating(dtype_of(value)):
-            raise ValueError(f"'{value}' is no dtype of floating-point numbers")
-        return value
+    to: Annotated[Numbers, Check(_of_floats)] = field(about="the dtype's NumPy name")
 
     def apply_one(self, view: View) -> View:
         return super().apply_one(view) if floating(view.dtype) else view
