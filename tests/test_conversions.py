@@ -156,7 +156,7 @@ def test_through_files_what_is_rounded_is_rounded_once(row, mapping, source):
 
 
 DIVISION = Scale(divisor=127.5)
-EPSILON = Epsilon.model_validate({"from": 1e-3, "to": 1e-5})
+EPSILON = Epsilon(source=1e-3, to=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,7 @@ OPS_TABLE = rows("docs/language.md", "| op | source | target | way back |")
 def example(text: str):
     """An op from a cell: `rearrange: h w -> w h`."""
     ((word, value),) = our_yaml.load(text.strip("`")).data.items()
-    return OPS[word].model_validate(value)
+    return OPS[word].read(value)
 
 
 def views(cell: str) -> list[View]:

@@ -46,7 +46,7 @@ def probes_of(name: str, sizes: dict[str, int]) -> list[Probe]:
 
 
 def op(word: str, value: object) -> Op:
-    return OPS[word].model_validate(value)
+    return OPS[word].read(value)
 
 
 def extra(shape: Sequence[int]) -> Iterator[Op]:

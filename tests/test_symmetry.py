@@ -257,7 +257,7 @@ def applied(ops, array):
         ((word, value),) = op.items()
         if not known([op]):
             return None
-        views = OPS[word].model_validate(value).apply(views, 1)
+        views = OPS[word].read(value).apply(views, 1)
     return views[0].numpy()
 
 

@@ -63,7 +63,7 @@ def apply(ops: Ops, array: Array) -> Array:
     views = [View.of(array)]
     for op in ops:
         ((word, value),) = op.items()
-        views = OPS[word].model_validate(value).apply(views, 1)
+        views = OPS[word].read(value).apply(views, 1)
     return views[0].numpy()
 
 

@@ -34,14 +34,13 @@ def test_every_op_shows_an_example_that_is_read(name, converter):
     for example in row["examples"]:
         ((word, value),) = yaml.load(example["op"]).data.items()
         assert word == name
-        op = OPS[name].model_validate(value)
+        op = OPS[name].read(value)
         assert bool(example["inverse"]) != bool(example["no_way_back"])
         if example["inverse"]:
             ((word, value),) = yaml.load(example["inverse"]).data.items()
-            assert OPS[word].model_validate(value) == op.inverse()
-    assert {field["name"] for field in row["fields"]} == {
-        info.alias or field for field, info in OPS[name].model_fields.items()
-    }
+            assert OPS[word].read(value) == op.inverse()
+    known = {field.key for field in OPS[name].fields.values()}
+    assert {field["name"] for field in row["fields"]} == known
     assert all(field["description"] for field in row["fields"])
 
 

@@ -447,7 +447,7 @@ def bits(array: Array) -> Any:
 def written(op: Op) -> Op:
     """The op that a file says, to which it was written."""
     text = yaml.safe_dump({op.name: op.to_file()})
-    return OPS[op.name].model_validate(load(text).data[op.name])
+    return OPS[op.name].read(load(text).data[op.name])
 
 
 def check(op: Op, arrays: list[Array], expected: list[Array], pieces: int) -> Op | None:
@@ -473,7 +473,7 @@ def check(op: Op, arrays: list[Array], expected: list[Array], pieces: int) -> Op
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=str)
 def test_examples_agree_with_numpy(example):
-    op = OPS[example.op].model_validate(example.value)
+    op = OPS[example.op].read(example.value)
     arrays = [filled(shape, example.dtype, seed) for seed, shape in enumerate(example.shapes)]
     with np.errstate(all="ignore"):
         found = example.oracle(*arrays)
@@ -484,7 +484,7 @@ def test_examples_agree_with_numpy(example):
 
 @pytest.mark.parametrize("example", [e for e in EXAMPLES if e.irreversible], ids=str)
 def test_what_has_no_way_back_says_why(example):
-    op = OPS[example.op].model_validate(example.value)
+    op = OPS[example.op].read(example.value)
     with pytest.raises(IrreversibleError, match=example.irreversible) as caught:
         op.inverse()
     assert caught.value.hint or op.name == "cast"
@@ -503,7 +503,7 @@ def test_every_op_has_examples_a_misfit_and_a_malformed_value(name):
 def test_what_does_not_fit_says_what_was_expected_and_found(  # noqa: PLR0913 - the columns
     name, value, shapes, message, expected, found
 ):
-    op = OPS[name].model_validate(value)
+    op = OPS[name].read(value)
     with pytest.raises(OpError, match=message) as caught:
         op.apply([View.of(zeros(shape)) for shape in shapes], 2)
     assert caught.value.expected.startswith(expected)
@@ -513,28 +513,28 @@ def test_what_does_not_fit_says_what_was_expected_and_found(  # noqa: PLR0913 - 
 @pytest.mark.parametrize(("name", "value", "message"), MALFORMED)
 def test_malformed_values_are_refused(name, value, message):
     with pytest.raises(ValueError, match=message):
-        OPS[name].model_validate(value)
+        OPS[name].read(value)
 
 
 def test_tensors_of_several_dtypes_are_not_joined():
     views = [View.of(np.zeros(2, np.float32)), View.of(np.zeros(2, np.float64))]
     for name in ("concat", "stack"):
         with pytest.raises(OpError, match=f"{name}: the tensors do not fit together"):
-            OPS[name].model_validate(0).apply(views, 1)
+            OPS[name].read(0).apply(views, 1)
 
 
 def test_strings_are_not_cast():
     with pytest.raises(OpError, match="cast does not fit") as caught:
-        OPS["cast"].model_validate("float32").apply([View.of(filled((2,), "string"))], 1)
+        OPS["cast"].read("float32").apply([View.of(filled((2,), "string"))], 1)
     assert (caught.value.expected, caught.value.found) == ("numbers", "string")
 
 
 def test_sizes_of_the_file_are_bound_by_name():
     sizes = {"n": 2, "h": 3, "other": 9}
     view = View.of(np.arange(6))
-    reshape = OPS["reshape"].model_validate({"from": [6], "to": ["n", "h"]}).bind(sizes)
-    split = OPS["split"].model_validate({"axis": 0, "sizes": ["n", -1]}).bind(sizes)
-    rearrange = OPS["rearrange"].model_validate("(n h) -> h n").bind(sizes)
+    reshape = OPS["reshape"].read({"from": [6], "to": ["n", "h"]}).bind(sizes)
+    split = OPS["split"].read({"axis": 0, "sizes": ["n", -1]}).bind(sizes)
+    rearrange = OPS["rearrange"].read("(n h) -> h n").bind(sizes)
     assert reshape.apply([view], 1)[0].shape == (2, 3)
     assert [piece.shape for piece in split.apply([view], 2)] == [(2,), (4,)]
     assert rearrange.apply([view], 1)[0].shape == (3, 2)
@@ -542,7 +542,7 @@ def test_sizes_of_the_file_are_bound_by_name():
 
 
 def test_sizes_of_an_op_outrank_those_of_the_file():
-    op = OPS["rearrange"].model_validate({"pattern": "(a b) -> a b", "sizes": {"a": 2}})
+    op = OPS["rearrange"].read({"pattern": "(a b) -> a b", "sizes": {"a": 2}})
     assert op.bind({"a": 3}).apply([View.of(np.zeros(6))], 1)[0].shape == (2, 3)
 
 
@@ -578,7 +578,7 @@ def test_sizes_of_an_op_outrank_those_of_the_file():
     ],
 )
 def test_doubts_are_what_no_shape_confirms(name, value, shape, doubts):
-    found = OPS[name].model_validate(value).doubts([View.of(np.zeros(shape))])
+    found = OPS[name].read(value).doubts([View.of(np.zeros(shape))])
     assert len(found) == len(doubts)
     for text, pattern in zip(found, doubts, strict=True):
         assert re.search(pattern, text)
@@ -626,7 +626,7 @@ def test_rearrange_is_reshape_transpose_reshape(data):
     if set(sizes) - set(known) - alone:
         return  # the size of an empty axis cannot be given
     pattern = f"{side(left)} -> {side(right)}"
-    op = OPS["rearrange"].model_validate({"pattern": pattern, "sizes": known})
+    op = OPS["rearrange"].read({"pattern": pattern, "sizes": known})
     expected = array.reshape(split).transpose(order).reshape(merged)
     back = check(op, [array], [expected], 1)
     assert back is not None or split.count(0) > 1
@@ -637,7 +637,7 @@ def test_rearrange_is_reshape_transpose_reshape(data):
 def test_transpose_is_that_of_numpy(data):
     array = data.draw(tensors())
     order = data.draw(st.permutations(range(array.ndim)))
-    op = OPS["transpose"].model_validate(list(order))
+    op = OPS["transpose"].read(list(order))
     assert check(op, [array], [array.transpose(order)], 1) is not None
 
 
@@ -649,7 +649,7 @@ def test_reshape_is_that_of_numpy(data):
     if shape and data.draw(st.booleans()):
         shape[data.draw(st.integers(0, len(shape) - 1))] = -1
     value = {"from": list(array.shape), "to": shape}
-    assert check(OPS["reshape"].model_validate(value), [array], [array.reshape(shape)], 1)
+    assert check(OPS["reshape"].read(value), [array], [array.reshape(shape)], 1)
 
 
 @given(st.data())
@@ -659,7 +659,7 @@ def test_reverse_is_flip(data):
     axes = data.draw(st.lists(st.integers(0, array.ndim - 1), min_size=1, unique=True))
     names = [f"[a{k}]" if k in axes else f"a{k}" for k in range(array.ndim)]
     for value in (axes, " ".join(names)):
-        op = OPS["reverse"].model_validate(value)
+        op = OPS["reverse"].read(value)
         assert check(op, [array], [np.flip(array, axes)], 1) == op
 
 
@@ -685,9 +685,9 @@ def test_split_and_concat_undo_each_other(cut, negative, data):
     value = {"axis": place} if len(set(lengths)) == 1 else {"axis": place, "sizes": sizes}
     edges = [0, *accumulate(lengths)]
     pieces = [array.take(range(a, b), axis) for a, b in pairwise(edges)]
-    concat = OPS["concat"].model_validate(value)
+    concat = OPS["concat"].read(value)
     split = check(concat, pieces, [array], 1)
-    assert split == OPS["split"].model_validate(value)
+    assert split == OPS["split"].read(value)
     assert check(split, [array], pieces, len(pieces)) == concat
 
 
@@ -696,9 +696,9 @@ def test_split_and_concat_undo_each_other(cut, negative, data):
 def test_stack_and_unstack_undo_each_other(array, count, data):
     axis = data.draw(st.integers(-array.ndim - 1, array.ndim))
     layers = [filled(array.shape, dtype_name(array.dtype), seed) for seed in range(count)]
-    stack = OPS["stack"].model_validate(axis)
+    stack = OPS["stack"].read(axis)
     unstack = check(stack, layers, [np.stack(layers, axis)], 1)
-    assert unstack == OPS["unstack"].model_validate(axis)
+    assert unstack == OPS["unstack"].read(axis)
     assert check(unstack, [np.stack(layers, axis)], layers, count) == stack
 
 
@@ -708,7 +708,7 @@ def test_part_is_one_of_the_pieces_of_numpy_split(array, data):
     axis = data.draw(st.integers(0, array.ndim - 1))
     of = data.draw(st.sampled_from([n for n in range(1, 5) if array.shape[axis] % n == 0]))
     index = data.draw(st.integers(0, of - 1))
-    op = OPS["part"].model_validate({"axis": axis, "index": index, "of": of})
+    op = OPS["part"].read({"axis": axis, "index": index, "of": of})
     back = check(op, [array], [np.split(array, of, axis)[index]], 1)
     assert (back is None) == (of > 1)
 
@@ -751,7 +751,7 @@ def test_a_cast_has_a_way_back_when_the_target_holds_every_value(source, target)
     array = numbers(source)
     if is_integer(target) and not is_integer(source):  # out of range there is no right result
         array = array[(array >= array.dtype.type(0)) & (array < array.dtype.type(8))]
-    op = OPS["cast"].model_validate({"from": source, "to": target})
+    op = OPS["cast"].read({"from": source, "to": target})
     with np.errstate(all="ignore"):
         expected = array.astype(dtype_of(target))
         again = (expected if is_complex(source) else expected.real).astype(array.dtype)
@@ -778,7 +778,7 @@ def test_a_cast_has_a_way_back_when_the_target_holds_every_value(source, target)
     ],
 )
 def test_widening_casts_have_a_way_back(source, target):
-    back = OPS["cast"].model_validate({"from": source, "to": target}).inverse()
+    back = OPS["cast"].read({"from": source, "to": target}).inverse()
     assert back.to_file() == {"from": target, "to": source}
 
 
@@ -792,7 +792,7 @@ def test_widening_casts_have_a_way_back(source, target):
 def test_casts_that_do_not_exist_are_known_before_values_are_read(source, target, message):
     view = View.over(Unreadable(np.zeros(2, dtype_of(source))), (2,))
     with pytest.raises(OpError, match=message):
-        OPS["cast"].model_validate(target).apply([view], 1)
+        OPS["cast"].read(target).apply([view], 1)
 
 
 # Arithmetic.
@@ -806,7 +806,7 @@ def test_negate_changes_every_sign_and_back(dtype):
     array = numbers(dtype)
     with np.errstate(all="ignore"):
         expected = np.negative(array).astype(array.dtype)
-    op = OPS["negate"].model_validate({})
+    op = OPS["negate"].read({})
     assert check(op, [array], [expected], 1) == op
 
 
@@ -817,7 +817,7 @@ def test_scale_rounds_as_numpy_does(dtype, value):
     factor = array.dtype.type(value["divisor"] if isinstance(value, dict) else value)
     with np.errstate(all="ignore"):
         expected = array / factor if isinstance(value, dict) else array * factor
-    op = OPS["scale"].model_validate(value)
+    op = OPS["scale"].read(value)
     (found,) = op.apply([View.of(array)], 1)
     assert bits(found.numpy()) == bits(expected.astype(array.dtype))
     assert written(op) == op
@@ -829,7 +829,7 @@ def test_scale_rounds_as_numpy_does(dtype, value):
 def test_a_power_of_two_scales_exactly(exponent, sign, seed):
     array = np.random.default_rng(seed).normal(size=(3, 4)).astype(np.float32)
     factor = sign * 2.0**exponent
-    op = OPS["scale"].model_validate(factor)
+    op = OPS["scale"].read(factor)
     assert op.exactness == "exact"
     assert check(op, [array], [array * np.float32(factor)], 1) is not None
 
@@ -842,14 +842,14 @@ def test_a_block_is_added_to_where_it_lies(array, data):
     axis = data.draw(st.integers(0, array.ndim - 1))
     of = data.draw(st.sampled_from([n for n in range(1, 5) if array.shape[axis] % n == 0]))
     block = data.draw(st.integers(0, of - 1))
-    op = OPS["add"].model_validate({"value": 7, "axis": axis, "block": block, "of": of})
+    op = OPS["add"].read({"value": 7, "axis": axis, "block": block, "of": of})
     parts = np.split(array, of, axis)
     parts[block] = parts[block] + array.dtype.type(7)
     assert check(op, [array], [np.concatenate(parts, axis)], 1) is not None
 
 
 def test_a_forget_bias_is_added_to_its_gate():
-    op = OPS["add"].model_validate({"value": 1.0, "axis": "[g]", "block": 1, "of": 4})
+    op = OPS["add"].read({"value": 1.0, "axis": "[g]", "block": 1, "of": 4})
     (found,) = op.apply([View.of(np.zeros(8, np.float32))], 1)
     assert found.numpy().tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
     assert op.inverse().apply([found], 1)[0].numpy().tolist() == [0] * 8
@@ -859,7 +859,7 @@ def test_bytes_of_the_other_order_are_computed_with():
     array = np.arange(4, dtype=">f4")
     value = {"value": 1, "axis": 0, "block": 0, "of": 2}
     for op, expected in (("negate", {}), ("add", value), ("scale", 3)):
-        (view,) = OPS[op].model_validate(expected).apply([View.of(array)], 1)
+        (view,) = OPS[op].read(expected).apply([View.of(array)], 1)
         assert view.numpy().dtype.isnative
     assert view.numpy().tolist() == [0, 3, 6, 9]
 
@@ -875,7 +875,7 @@ def test_bytes_of_the_other_order_are_computed_with():
 )
 def test_an_op_and_its_inverse_cancel(name, value):
     """Without a file between, not even a bit is rounded, whatever is permuted on the way."""
-    op = OPS[name].model_validate(value)
+    op = OPS[name].read(value)
     array = np.random.default_rng(0).uniform(0.5, 2, (40, 60)).astype("f4")
     (there,) = op.apply([View.of(array).transpose((1, 0))], 1)
     (back,) = op.inverse().apply([there.transpose((1, 0)).flip(0).flip(0).transpose((1, 0))], 1)
@@ -888,10 +888,10 @@ def test_an_op_and_its_inverse_cancel(name, value):
 
 def test_another_epsilon_shifts_the_variance():
     variance = np.array([0.5, 2], np.float32)
-    op = OPS["epsilon"].model_validate({"from": 1e-3, "to": 1e-5})
+    op = OPS["epsilon"].read({"from": 1e-3, "to": 1e-5})
     found = op.apply([View.of(variance)], 1)[0].numpy()
     np.testing.assert_array_equal(found, variance + np.float32(1e-3 - 1e-5), strict=True)
-    assert op.inverse() == OPS["epsilon"].model_validate({"from": 1e-5, "to": 1e-3})
+    assert op.inverse() == OPS["epsilon"].read({"from": 1e-5, "to": 1e-3})
 
 
 @given(tensors(SHAPES.filter(bool)), st.data())
@@ -905,7 +905,7 @@ def test_reorder_takes_blocks(array, data):
     names = [f"b{k}" for k in range(count)]
     moved = " ".join(names[k] for k in order)
     for value in ({"order": order}, {"from": " ".join(names), "to": moved}):
-        op = OPS["reorder"].model_validate({"axis": axis, **value})
+        op = OPS["reorder"].read({"axis": axis, **value})
         assert check(op, [array], [expected], 1) is not None
 
 
@@ -925,7 +925,7 @@ def test_pad_and_slice_undo_each_other(array, before, after, data):
         axis,
     )
     assert expected.shape == np.pad(np.zeros(array.shape), widths).shape
-    pad = OPS["pad"].model_validate({"axis": axis, "before": before, "after": after, "value": 1})
+    pad = OPS["pad"].read({"axis": axis, "before": before, "after": after, "value": 1})
     back = check(pad, [array], [expected], 1)
     assert back is not None
     assert back.exactness == "exact"
@@ -933,10 +933,10 @@ def test_pad_and_slice_undo_each_other(array, before, after, data):
 
 
 def test_nothing_but_the_constant_is_cut_off_by_the_way_back_of_pad():
-    back = OPS["pad"].model_validate({"axis": 0, "before": 1, "value": 2}).inverse()
+    back = OPS["pad"].read({"axis": 0, "before": 1, "value": 2}).inverse()
     (found,) = back.apply([View.of(np.array([2.0, 3]))], 1)
     assert found.numpy().tolist() == [3]
-    nan = OPS["slice"].model_validate({"axis": 0, "start": 1, "pad": math.nan})
+    nan = OPS["slice"].read({"axis": 0, "start": 1, "pad": math.nan})
     assert nan.apply([View.of(np.array([np.nan, 3]))], 1)[0].numpy().tolist() == [3]
     (found,) = back.apply([View.of(np.array([2.5, 3]))], 1)
     with pytest.raises(OpError, match=r"what is cut off is not 2\.0 everywhere"):
@@ -944,12 +944,12 @@ def test_nothing_but_the_constant_is_cut_off_by_the_way_back_of_pad():
 
 
 def test_sizes_of_pads_and_slices_are_bound_by_name():
-    pad = OPS["pad"].model_validate({"axis": 0, "after": "n"}).bind({"n": 2})
+    pad = OPS["pad"].read({"axis": 0, "after": "n"}).bind({"n": 2})
     assert pad.apply([View.of(np.ones(1))], 1)[0].shape == (3,)
-    cut = OPS["slice"].model_validate({"axis": 0, "stop": "n"}).bind({"n": 2})
+    cut = OPS["slice"].read({"axis": 0, "stop": "n"}).bind({"n": 2})
     assert cut.apply([View.of(np.ones(5))], 1)[0].shape == (2,)
     with pytest.raises(IrreversibleError, match="pad does not know the size 'n'"):
-        OPS["pad"].model_validate({"axis": 0, "after": "n"}).inverse()
+        OPS["pad"].read({"axis": 0, "after": "n"}).inverse()
 
 
 # Model-level ops: values against NumPy in float64.
@@ -960,7 +960,7 @@ def normal(*shape: int, seed: int = 0) -> Array:
 
 
 def applied(name: str, value: Any, arrays: Sequence[Array]) -> list[Array]:
-    op = OPS[name].model_validate(value)
+    op = OPS[name].read(value)
     assert op.exactness == "lossy"
     assert written(op) == op
     return [view.numpy() for view in op.apply([View.of(array) for array in arrays], 2)]
@@ -1031,7 +1031,7 @@ def test_summed_tensors_are_added():
     ],
 )
 def test_an_op_says_how_exact_it_is(name, value, exactness):
-    op = OPS[name].model_validate(value)
+    op = OPS[name].read(value)
     assert op.exactness == exactness
     if exactness == "lossy":
         with pytest.raises(IrreversibleError, match=name):
@@ -1042,7 +1042,7 @@ def test_an_op_says_how_exact_it_is(name, value, exactness):
 
 
 def test_an_op_on_one_branch_leaves_the_others():
-    op = On(branch=1, op=OPS["transpose"].model_validate([1, 0]))
+    op = On(branch=1, op=OPS["transpose"].read([1, 0]))
     arrays = [normal(2, 3), normal(2, 3, seed=1), normal(2, 3, seed=2)]
     found = op.apply([View.of(array) for array in arrays], 1)
     assert [view.shape for view in found] == [(2, 3), (3, 2), (2, 3)]
