@@ -109,7 +109,7 @@ class AtLeast(NamedTuple):
 
     def function(self, value: Any) -> Any:
         """The value, unless it is less."""
-        if value < self.least:
+        if not value >= self.least:  # NaN is not
             raise ValueError(f"less than {self.least}")
         return value
 
@@ -165,7 +165,7 @@ class Record:
         """The record of what stands in a file; `Refused` says all that is wrong with it."""
         try:
             return _record(cls, value)
-        except ValueError:
+        except (ValueError, OverflowError):  # of an int that no float holds
             return _judged(cls, value)
 
     def replaced(self, **changes: Any) -> Self:

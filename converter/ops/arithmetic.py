@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from math import frexp, isfinite
+from math import frexp
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from converter.record import AtLeast, Check, field
 from converter.tensors import dtype_name
 
 HALF = 0.5
+LARGEST = sys.float_info.max
 
 
 def elementwise(op: UnaryOp, view: View, function: Callable[[Array], Any]) -> View:
@@ -59,7 +61,7 @@ class Scale(UnaryOp):
     def check(self) -> None:
         if (self.factor is None) == (self.divisor is None):
             raise ValueError("give one of `factor` and `divisor`")
-        if not self._number or not isfinite(self._number):
+        if not 0 < abs(self.factor or self.divisor or 0) <= LARGEST:
             raise ValueError("a factor is a number, and not zero")
 
     @property
@@ -115,7 +117,7 @@ class Add(UnaryOp):
             raise ValueError("`axis`, `block` and `of` go together")
         if self.block is not None and self.of is not None and self.block >= self.of:
             raise ValueError(f"block {self.block} of {self.of}: blocks count from 0")
-        if not isfinite(self.value):
+        if not abs(self.value) <= LARGEST:
             raise ValueError("an infinity cannot be taken away again")
 
     @property
