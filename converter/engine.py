@@ -5,8 +5,9 @@ and writes them.  All spend their time in calls that release the interpreter loc
 used, and memory is the pool whatever the sizes of the tensors.
 
 A large permuted tensor is read in one go, and permuted from memory.  Where there is no room for
-that, it is cut across the order of the target, so that its source is read once; the pieces go to
-their places at once, and the target is checksummed from there when all are written.
+that, it is cut across the order of the target, so that its source is read once; the rows of a piece
+go to their places, and the target is checksummed from there when all are written.  That is many
+short calls, between which two more threads would only wait for the interpreter lock; so one reads.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from converter.layout import KERNEL, Array, Box, View
 from converter.tensors import STRING, Checkpoint, Tensor, TensorSpec
 
 READERS = 2  # threads that read; the caller writes, which leaves it time to spare
-BUFFERS = 2  # one for each of them
-WINDOW = 52 << 20  # bytes of all buffers together, unless told
+WINDOW = 36 << 20  # bytes of all buffers together, unless told
 AHEAD = 464 << 20  # bytes of large permuted tensors that are read in one go, unless told
 ASIDE = 16 << 20  # bytes of a small one, likewise
 MOST_UNUSED = 2  # a storage is read in one go if no more than half of it is not needed
 PIECE = 4 << 20  # bytes that are checksummed and written while they are in the cache
-BASE = 74 << 20  # bytes of the interpreter and the libraries, h5py among them, as measured
+BASE = 50 << 20  # bytes of the interpreter and the libraries, as measured
 SCRATCH = 6 << 20  # what is written is read again and checksummed through these
 SMALLEST_WINDOW = 4 << 20
-LEAST = BASE + SCRATCH + 2 * SMALLEST_WINDOW  # bytes that a limit must leave
+LARGEST_WINDOW = 96 << 20  # with rows as long as these buffers give, longer ones gain nothing
+LEAST = BASE + SCRATCH + 3 * SMALLEST_WINDOW // 2  # bytes that a limit must leave
 
 Progress = Callable[[str, int], None]
 
@@ -61,40 +62,48 @@ class Memory(NamedTuple):
     """Bytes to work with.
 
     `window` is for the buffers together, `ahead` for large permuted tensors that are read in one
-    go, `aside` for a small one, in each thread.
+    go, `aside` for a small one, in each of the threads that are `readers`.
     """
 
     window: int
     ahead: int
     aside: int
+    readers: int
+
+    @property
+    def buffers(self) -> int:
+        """One for each of the readers, and one for the caller."""
+        return self.readers + 1
 
 
 def memory(limit: int | None) -> Memory:
     """What a memory limit leaves to work with; `LimitError` when that is too little."""
-    if limit is None:
-        return Memory(WINDOW, AHEAD, ASIDE)
-    room = limit - BASE - SCRATCH
-    # A thread's copy kernel takes as much as its buffer, to a certain size.
-    window = max(room // 2, room - BUFFERS * KERNEL)
+    room = Memory(WINDOW, AHEAD, ASIDE, READERS)
+    most = BASE + SCRATCH + room.window + room.ahead + room.readers * (room.aside + KERNEL)
+    if limit is None or limit >= most:
+        return room
+    left = limit - BASE - SCRATCH
+    # The copy kernel takes as much as one of the two buffers, to a certain size.
+    window = min(max(2 * left // 3, left - KERNEL), LARGEST_WINDOW)
     if window < SMALLEST_WINDOW:
         raise LimitError(
             "the memory limit is too small",
             expected=f"at least {LEAST >> 20} MiB",
             found=f"{limit >> 20} MiB",
         )
-    left = max(0, window - WINDOW)
+    left = max(0, left - window - KERNEL)
     aside = min(left // 4, ASIDE)
-    return Memory(min(window, WINDOW), min(left - READERS * aside, AHEAD), aside)
+    return Memory(window, left - aside, aside, 1)
 
 
 def peak_memory(specs: Mapping[str, TensorSpec], limit: int | None = None) -> int:
     """The estimated peak of a conversion in bytes; buffers are never larger than needed."""
-    window, ahead, aside = memory(limit)
+    room = memory(limit)
     largest = max((spec.nbytes for spec in specs.values()), default=0)
-    whole = largest if aside < largest <= ahead else 0
-    buffers = BUFFERS * min(window // BUFFERS, largest)
-    kernels = min(buffers, BUFFERS * KERNEL)
-    return BASE + SCRATCH + buffers + kernels + READERS * min(aside, largest) + whole
+    whole = largest if room.aside < largest <= room.ahead else 0
+    buffer = min(room.window // room.buffers, largest)
+    each = min(buffer, KERNEL) + min(room.aside, largest)
+    return BASE + SCRATCH + room.buffers * buffer + room.readers * each + whole
 
 
 def check(specs: Mapping[str, TensorSpec], row: formats.Format) -> None:
@@ -201,17 +210,21 @@ class _Work(NamedTuple):
 
     name: str
     tensor: Tensor
-    place: Place | None
     box: Box | None
     ahead: _Ahead | None = None
 
 
 class _Piece(NamedTuple):
-    """What was read: so many elements, and the array unless they are where they belong."""
+    """What was read, and the box that it fills; strings fill none."""
 
-    size: int
-    array: Array | None
+    array: Array
     buffer: Array
+    box: Box | None
+
+    @property
+    def scattered(self) -> bool:
+        """Whether its rows are not consecutive in the target."""
+        return self.box is not None and self.box.pitch > 0
 
 
 _Promise = queue.SimpleQueue[_Piece | BaseException]  # of one item
@@ -220,21 +233,21 @@ _Promise = queue.SimpleQueue[_Piece | BaseException]  # of one item
 def _write(
     sink: formats.Sink, name: str, place: Place | None, spec: TensorSpec, pieces: Iterator[_Piece]
 ) -> None:
-    """Give a tensor to a sink: piece by piece, or when all pieces are where they belong."""
+    """Give a tensor to a sink: piece by piece, or when all rows are where they belong."""
     first = next(pieces, None)
-    if first is None or first.array is not None:
-        every = itertools.chain([first] if first else [], pieces)
-        sink.write(name, (part for piece in every for part in _parts(piece)))
+    every = itertools.chain([first] if first else [], pieces)
+    if first is None or place is None or not first.scattered:
+        sink.write(name, (part for piece in every for part in _parts(piece.array)))
         return
-    for _ in pieces:
-        pass
-    if place is not None:
-        sink.write(name, _read_back(*place, spec), placed=True)
+    file, offset = place
+    for piece in every:
+        if piece.box is not None:
+            rows, width = piece.array.reshape(piece.box.rows, -1), spec.dtype.itemsize
+            file.write_rows(offset + piece.box.start * width, rows, piece.box.pitch * width)
+    sink.write(name, _read_back(file, offset, spec), placed=True)
 
 
-def _parts(piece: _Piece) -> Iterator[Array]:
-    array = piece.array
-    assert array is not None  # noqa: S101 - the pieces of a tensor are all of one kind
+def _parts(array: Array) -> Iterator[Array]:
     size = PIECE // array.itemsize
     for start in range(0, array.size, size):
         yield array[start : start + size]
@@ -261,7 +274,7 @@ class _Readers:
     ) -> None:
         tensors = [(name, checkpoint[name], place) for name, place in places.items()]
         largest = max((tensor.spec.nbytes for _, tensor, _ in tensors), default=0)
-        self._nbytes = max(16, min(room.window // BUFFERS, largest))
+        self._nbytes = max(16, min(room.window // room.buffers, largest))
         self._room = room
         late: list[_Tensor] = []
         soon: list[_Tensor] = []
@@ -272,11 +285,11 @@ class _Readers:
         self._turn = threading.Lock()
         self._free: queue.SimpleQueue[Array | None] = queue.SimpleQueue()
         self._ahead: queue.SimpleQueue[_Promise] = queue.SimpleQueue()
-        for _ in range(BUFFERS):
+        for _ in range(room.buffers):
             self._free.put(np.empty(self._nbytes, np.uint8))
         self._threads = [
             threading.Thread(target=self._read_all, name=f"converter-read-{number}", daemon=True)
-            for number in range(READERS)
+            for number in range(room.readers)
         ]
 
     def __enter__(self) -> Self:
@@ -297,10 +310,10 @@ class _Readers:
             if isinstance(piece, BaseException):
                 raise piece
             yield piece
-            done += piece.size
+            done += piece.array.size
             self._free.put(piece.buffer)
             if progress is not None:
-                progress(name, piece.size * spec.dtype.itemsize)
+                progress(name, piece.array.nbytes)
 
     def _is_small(self, view: View) -> bool:
         """Is it permuted, and small enough to be read in one go by the thread that permutes it?"""
@@ -320,14 +333,14 @@ class _Readers:
             left = len(tensor.view.boxes(self._nbytes, ordered=True))
             aheads.append(_Ahead(tensor.view, left, aheads[: index - beside]))
         if late:
-            yield _Work(*late[0], None, aheads[0])
+            yield _Work(*late[0][:2], None, aheads[0])
         for name, tensor, place in soon:
             yield from self._cut(name, tensor, place)
-        for index, (name, tensor, place) in enumerate(late):
+        for index, (name, tensor, _) in enumerate(late):
             if late[index + 1 :] and self._fits(late[index], late[index + 1]):
-                yield _Work(*late[index + 1], None, aheads[index + 1])
+                yield _Work(*late[index + 1][:2], None, aheads[index + 1])
             for box in tensor.view.boxes(self._nbytes, ordered=True):
-                yield _Work(name, tensor, place, box, aheads[index])
+                yield _Work(name, tensor, box, aheads[index])
 
     def _fits(self, one: _Tensor, other: _Tensor) -> bool:
         return one[1].view.load_nbytes + other[1].view.load_nbytes <= self._room.ahead
@@ -337,12 +350,13 @@ class _Readers:
         if not view.size:  # nobody waits for a piece of it
             return
         if view.dtype == STRING:
-            yield _Work(name, tensor, place, None)
+            yield _Work(name, tensor, None)
             return
-        if view.nbytes > self._nbytes:
-            view = view.in_pieces()
-        for box in view.boxes(self._nbytes, ordered=place is None):
-            yield _Work(name, tensor, place, box)
+        boxes = view.boxes(self._nbytes, ordered=place is None)
+        if len(boxes) > 1 and (view.in_order or boxes[0].pitch):  # each part is read once
+            boxes = view.in_pieces().boxes(self._nbytes, ordered=place is None)
+        for box in boxes:
+            yield _Work(name, tensor, box)
 
     def _read_all(self) -> None:
         while (buffer := self._free.get()) is not None:
@@ -370,21 +384,13 @@ class _Readers:
         self._free.put(None)  # for the other threads
 
     def _read(self, work: _Work, buffer: Array) -> _Piece:
-        """Read a piece; write it, too, if its rows are not consecutive."""
         box, view, dtype = work.box, work.tensor.view, work.tensor.spec.dtype
         if box is None:
-            strings = work.tensor.numpy().reshape(-1)
-            return _Piece(strings.size, strings, buffer)
+            return _Piece(work.tensor.numpy().reshape(-1), buffer, None)
         array = buffer[: box.size * dtype.itemsize].view(dtype)
         if work.ahead:
             box = box._replace(view=work.ahead.load())
         elif box.size == view.size and self._is_small(view):
             box = box._replace(view=view.loaded())
         box.read(array)
-        if not box.pitch or work.place is None:
-            return _Piece(box.size, array, buffer)
-        file, offset = work.place
-        width = dtype.itemsize
-        rows = array.reshape(box.rows, box.length)
-        file.write_rows(offset + box.start * width, rows, box.pitch * width)
-        return _Piece(box.size, None, buffer)
+        return _Piece(array, buffer, box)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import itertools
 import os
 import re
@@ -259,13 +260,18 @@ def joined_crc(first: int, second: int, nbytes: int, polynomial: int) -> int:
 
     Bytes behind the first multiply it by x to the power of their bits, modulo the polynomial.
     """
+    return _product(_shift(nbytes, polynomial), first, polynomial) ^ second
+
+
+@functools.lru_cache
+def _shift(nbytes: int, polynomial: int) -> int:
     shift, power, count = 1 << 31, 1 << 23, nbytes  # 1, and x^8: the bits are reversed
     while count:
         if count & 1:
             shift = _product(power, shift, polynomial)
         power = _product(power, power, polynomial)
         count >>= 1
-    return _product(shift, first, polynomial) ^ second
+    return shift
 
 
 def _product(a: int, b: int, polynomial: int) -> int:
@@ -416,6 +422,7 @@ class _Pieces:
         self._checksum = checksum
         self._polynomial = POLYNOMIALS[checksum.function]
         self._found: dict[int, tuple[int, int]] = {}  # offset → bytes, checksum
+        self._nbytes = 0  # that were read
         self._turn = threading.Lock()
 
     def read(self, start: int, out: Array) -> None:
@@ -428,13 +435,15 @@ class _Pieces:
             crc = self._checksum.function(block, crc)
         with self._turn:
             self._found[offset] = raw.size, crc
-            complete = sum(nbytes for nbytes, _ in self._found.values()) >= self._checksum.nbytes
+            before, self._nbytes = self._nbytes, self._nbytes + raw.size
+            complete = before < self._checksum.nbytes <= self._nbytes
+            found = sorted(self._found.items()) if complete else []
         if complete:
-            self._verify()
+            self._verify(found)
 
-    def _verify(self) -> None:
+    def _verify(self, found: Sequence[tuple[int, tuple[int, int]]]) -> None:
         end, total = 0, self._checksum.initial
-        for offset, (nbytes, crc) in sorted(self._found.items()):
+        for offset, (nbytes, crc) in found:
             if offset != end:  # something was read twice
                 self._checksum.verify(self._region.file, self._region.tensor)
                 return

@@ -332,12 +332,10 @@ class View(NamedTuple):
 
     def in_pieces(self) -> View:
         """The same view, for a reader that takes every element once, in pieces of any order."""
-        if not self.in_order or self.size != self.storage.size:
-            return self
         storage = self.storage
-        return (
-            self._replace(storage=storage.in_pieces()) if isinstance(storage, Piecewise) else self
-        )
+        if self.size != storage.size or not isinstance(storage, Piecewise):
+            return self
+        return self._replace(storage=storage.in_pieces())
 
     @property
     def load_nbytes(self) -> int:
