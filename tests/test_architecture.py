@@ -22,14 +22,15 @@ MODULES = {path.relative_to(ROOT).as_posix(): path for path in sorted(ROOT.rglob
 ARROWS = {
     "errors": set(),
     "extras": {"errors"},
+    "record": set(),
     "layout": set(),
     "files": {"errors"},
     "journal": {"files"},
     "tensors": {"errors", "files", "layout"},
     "formats": {"errors", "extras", "files", "journal", "layout", "tensors"},
-    "ops": {"errors", "layout", "tensors"},
+    "ops": {"errors", "layout", "record", "tensors"},
     "layers": set(),
-    "language": {"errors", "layers", "layout", "ops", "tensors"},
+    "language": {"errors", "layers", "layout", "ops", "record", "tensors"},
     "plan": {"errors", "language", "layout", "ops", "tensors"},
     "suggest": {"errors", "language", "plan", "tensors"},
     "digests": {"files", "tensors"},
@@ -172,6 +173,7 @@ def test_the_type_checker_sees_what_is_public():
             ["-c", "import converter.plan, converter.engine, converter.compare"],
             FRAMEWORKS | {"h5py"},
         ),
+        (["-m", "converter", "lint", "vgg16/slim-torchvision"], FRAMEWORKS | {"h5py", "pydantic"}),
     ],
 )
 def test_a_start_loads_only_what_it_needs(arguments, absent):
