@@ -102,10 +102,15 @@ class DropModel(_Model):
             raise ValueError("say why: `because: ...`")
 
 
-def _of_numbers(value: str) -> str:
-    if numeric(value).kind == "O":
-        raise ValueError("strings are not mapped")
-    return value
+def _numbers(problem: str) -> Check:
+    """Check that a dtype is one of numbers."""
+
+    def checked(value: str) -> str:
+        if numeric(value).kind == "O":
+            raise ValueError(problem)
+        return value
+
+    return Check(checked)
 
 
 class MakeModel(_Model):
@@ -113,7 +118,9 @@ class MakeModel(_Model):
 
     target: str = field(about="a name template")
     each: str | None = field(default=None, about="one for each source that this matches")
-    dtype: Annotated[str, Check(_of_numbers)] = field(default="float32", about="NumPy name")
+    dtype: Annotated[str, _numbers("strings cannot be made")] = field(
+        default="float32", about="NumPy name"
+    )
     shape: list[int | str] | None = field(
         default=None, about="default: the shape of `each`, or a scalar"
     )
@@ -142,7 +149,9 @@ class ExampleModel(_Model):
     )
     given: Any = field(key="in", about="the array; several, in a list, for several sources")
     expected: Any = field(key="out", about="the array; several, in a list, for several")
-    dtype: Annotated[str, Check(_of_numbers)] = field(default="float32", about="NumPy name")
+    dtype: Annotated[str, _numbers("strings are not mapped")] = field(
+        default="float32", about="NumPy name"
+    )
     about: str = field(default="", about="what it shows")
 
     def check(self) -> None:
