@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 
@@ -118,7 +119,7 @@ def _proved(probe: Probe) -> frozenset[Proved]:
     layer = LAYERS[probe.layer]
     source, target = (layer.conventions[side] for side in (probe.source, probe.target))
     sizes = {name: probe.sizes.get(name, size) for name, size in layer.sizes.items()}
-    random = np.random.default_rng(SEED)
+    random = Random(SEED)
     weights = weights_of(source, random, sizes)
     x = layer.input(random, sizes)
     steps = _planned(probe, weights, source)

@@ -205,7 +205,7 @@ def test_a_rename_needs_no_more():
 @pytest.mark.parametrize("op", ["stack", "concat"])
 def test_numbers_gather_in_their_order(op):
     names = [f"layer_{k}/w" for k in range(12)]
-    random.Random(0).shuffle(names)  # noqa: S311 - any order
+    random.Random(0).shuffle(names)
     source = counted(" ".join(names))
     value = "0" if op == "stack" else "{axis: 0, sizes: [" + ", ".join(["2"] * 12) + "]}"
     port = rules(f"{{source: 'layer_{{k}}/w', target: all, ops: [{op}: {value}]}}")

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -163,7 +164,7 @@ def survivors(probe: Probe, every: int) -> tuple[int, list[str]]:
     layer = LAYERS[probe.layer]
     sizes = {name: probe.sizes.get(name, size) for name, size in layer.sizes.items()}
     convention = layer.conventions[probe.source]
-    drawn = weights_of(convention, np.random.default_rng(1), sizes)
+    drawn = weights_of(convention, Random(1), sizes)
     arrays = {probe.source_scope + name: array for name, array in drawn.items()}
     known = plan(_patient(probe.rules), from_arrays(arrays).specs)
     idle = {p.tensor for p in known.problems if p.code == "PLN201"}
@@ -398,7 +399,7 @@ def test_the_convention_of_onnx_is_that_of_its_reference():
     onnx = pytest.importorskip("onnx")
     from onnx.reference import ReferenceEvaluator
 
-    layer, random = LAYERS["lstm"], np.random.default_rng(0)
+    layer, random = LAYERS["lstm"], Random(0)
     convention, sizes = layer.conventions["onnx"], layer.sizes
     weights = weights_of(convention, random, sizes)
     x = layer.input(random, sizes).astype("f4")

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
 
@@ -63,7 +62,7 @@ def layer_weights(block: str) -> dict[str, Any]:
     (probe, *_) = (each for each in rules.probes if each.place.via is None)
     layer = LAYERS[probe.layer]
     convention, sizes = layer.conventions[probe.source], {**layer.sizes, **probe.sizes}
-    weights = weights_of(convention, np.random.default_rng(0), sizes)
+    weights = weights_of(convention, random.Random(0), sizes)
     taken = PARTS.get(block, weights.keys() - ({"gamma"} if "-noscale-" in block else set()))
     return {probe.source_scope + n: array for n, array in weights.items() if n in taken}
 
@@ -87,7 +86,7 @@ def test_planning_again_changes_nothing(case):
 
 
 def test_the_order_in_the_file_means_nothing(case):
-    order = random.Random(case.name)  # noqa: S311
+    order = random.Random(case.name)
     document = yaml.safe_load(find(case.name).read_text("utf-8"))
     for key in ("rules", "drop", "make", "include"):
         order.shuffle(document.get(key, []))

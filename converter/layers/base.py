@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from random import Random  # NumPy's own takes longer to import than most probes to run
 from typing import Any
 
 import numpy as np
@@ -56,9 +57,10 @@ class Convention:
             return self.compute(wide, x, sizes)
 
 
-def normal(random: np.random.Generator, shape: tuple[int, ...], _: Sizes) -> Array:
+def normal(random: Random, shape: tuple[int, ...], _: Sizes) -> Array:
     """An input of numbers around 0."""
-    return random.standard_normal(shape)
+    values = [random.gauss(0.0, 1.0) for _ in range(math.prod(shape))]
+    return np.array(values).reshape(shape)
 
 
 @dataclass(frozen=True)
@@ -72,19 +74,17 @@ class Layer:
     sizes: Sizes
     axes: str  # of the input
     conventions: Mapping[str, Convention]
-    draw: Callable[[np.random.Generator, tuple[int, ...], Sizes], Array] = normal
+    draw: Callable[[Random, tuple[int, ...], Sizes], Array] = normal
 
-    def input(self, random: np.random.Generator, sizes: Sizes) -> Array:
+    def input(self, random: Random, sizes: Sizes) -> Array:
         """An input at random."""
         return self.draw(random, shape_of(self.axes, sizes), sizes)
 
 
-def weights_of(
-    convention: Convention, random: np.random.Generator, sizes: Sizes
-) -> dict[str, Array]:
+def weights_of(convention: Convention, random: Random, sizes: Sizes) -> dict[str, Array]:
     """Weights at random, float32; variances are positive."""
     found = {}
     for name, shape in convention.shapes(sizes).items():
-        values = random.standard_normal(shape, dtype=np.float32)
+        values = normal(random, shape, sizes).astype(np.float32)
         found[name] = np.abs(values) + np.float32(0.5) if "var" in name else values
     return found

@@ -8,6 +8,9 @@ Mesh TensorFlow        a matrix is a variable without a name of its own below th
 
 from __future__ import annotations
 
+import math
+from random import Random
+
 import numpy as np
 
 from converter.layers.base import Array, Convention, Layer, Sizes, Weights
@@ -41,8 +44,9 @@ def _conventions(axes: str, window: str, turned: str) -> dict[str, Convention]:
     }
 
 
-def _ids(random: np.random.Generator, shape: tuple[int, ...], sizes: Sizes) -> Array:
-    return random.integers(0, sizes["v"], shape)
+def _ids(random: Random, shape: tuple[int, ...], sizes: Sizes) -> Array:
+    ids = [random.randrange(sizes["v"]) for _ in range(math.prod(shape))]
+    return np.array(ids).reshape(shape)
 
 
 def _looked_up(name: str) -> Convention:

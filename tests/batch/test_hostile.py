@@ -154,7 +154,7 @@ def mutant(text: bytes, moments: random.Random) -> bytes:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_mutants_of_a_manifest_give_typed_errors_only(seed):
-    moments = random.Random(seed)  # noqa: S311 - the same ones in every run
+    moments = random.Random(seed)
     whole, refused = (EXAMPLE / "ports.yaml").read_bytes(), 0
     path = Path("ports.yaml")
     for _ in range(MUTANTS // 4):
@@ -167,7 +167,7 @@ def test_mutants_of_a_manifest_give_typed_errors_only(seed):
 
 
 def test_mutants_of_a_lock_give_typed_errors_only(done):
-    moments = random.Random(0)  # noqa: S311
+    moments = random.Random(0)
     whole, refused = (done / "ports.lock.json").read_bytes(), 0
     for _ in range(MUTANTS):
         Path("ports.lock.json").write_bytes(mutant(whole, moments))

@@ -52,12 +52,12 @@ def survives(moments: random.Random, kills: int, fresh: Path, done: Path, folder
 
 
 def test_a_killed_run_is_completed_by_the_next(fresh, done, tmp_path):
-    survives(random.Random(0), 6, fresh, done, tmp_path / "work")  # noqa: S311
+    survives(random.Random(0), 6, fresh, done, tmp_path / "work")
 
 
 @pytest.mark.slow
 def test_fifty_killed_runs_are_completed_by_the_next(fresh, done, tmp_path):
-    survives(random.Random(1), 50, fresh, done, tmp_path / "work")  # noqa: S311
+    survives(random.Random(1), 50, fresh, done, tmp_path / "work")
 
 
 def test_workers_end_with_their_parent(sample):

@@ -81,7 +81,7 @@ def test_a_budget_is_never_exceeded():
 
     def work(seed: int) -> int:
         nonlocal used, most
-        moments = random.Random(seed)  # noqa: S311
+        moments = random.Random(seed)
         with budget.granted(moments.randrange(2 * limit)) as memory:
             assert memory is not None
             assert memory >= LEAST

@@ -36,7 +36,7 @@ def test_a_kill_leaves_the_old_target_or_the_new_one(target, folder, converter):
     other = checkpoints.slim(seed=1)
     checkpoints.write(folder / "other.safetensors", other)
     whole = [checkpoints.slim(), other]
-    moments = random.Random(target)  # noqa: S311 - the same ones in every run
+    moments = random.Random(target)
     for _ in range(KILLS):
         for path in folder.glob("out.*"):
             path.unlink()
@@ -60,7 +60,7 @@ def test_a_kill_leaves_the_old_target_or_the_new_one(target, folder, converter):
 
 def test_a_kill_before_the_first_target_leaves_none(folder, converter):
     """Nothing was there before: nothing, or all of it, is there afterwards."""
-    moments = random.Random(0)  # noqa: S311
+    moments = random.Random(0)
     for number in range(4):
         target = f"new-{number}.pt"
         script = "import sys; from converter.cli import run; sys.exit(run(sys.argv[1:]))"

@@ -44,7 +44,7 @@ class Figure:
 
 def chance(*seed: object) -> random.Random:
     """The same random numbers in every run."""
-    return random.Random(repr(seed))  # noqa: S311 - not for secrets
+    return random.Random(repr(seed))
 
 
 @contextmanager

@@ -402,7 +402,7 @@ def test_mutants(tmp_path: Path) -> None:
         file.attrs["text"] = "abc"
         for number in range(60):
             file[f"ü/{number}"] = number
-    rng = random.Random(7)  # noqa: S311
+    rng = random.Random(7)
     counts = {"values": 0, "errors": 0}
     for name in ("m.h5", "v.h5"):
         raw = (tmp_path / name).read_bytes()

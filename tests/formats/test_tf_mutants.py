@@ -55,7 +55,7 @@ def mutated(data, chance):
 @pytest.mark.parametrize("version", [1, 2])
 def test_mutants(tmp_path, version):
     entries, data = written(tmp_path, version)
-    chance = random.Random(version)  # noqa: S311 - not for secrets
+    chance = random.Random(version)
     place = tmp_path / ("mutant" if version == 1 else "mutant.index")
     (tmp_path / f"mutant{SHARD}").write_bytes(data)
     outcomes = set()

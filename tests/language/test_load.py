@@ -642,7 +642,7 @@ def mutated(text: str, generator: random.Random) -> str:
 def test_accidents_to_shipped_mappings_are_problems_inside_them(name):
     path = find(name)
     text = path.read_text("utf-8")
-    generator = random.Random(name)  # noqa: S311 - accidents
+    generator = random.Random(name)
     found = [check(mutated(text, generator), path) for _ in range(20)]
     assert None in found
     assert check(text, path)

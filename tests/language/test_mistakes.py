@@ -38,7 +38,7 @@ class Writer:
     """The lines of a right mapping of some rules, and their places."""
 
     def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)  # noqa: S311
+        self.random = random.Random(seed)
         self.lines = ["mapping: 1", "about: generated"]
         self.style = self.random.choice(["block", "flow"])
         if self.random.random() < 0.5:
@@ -498,7 +498,7 @@ def test_a_mistake_is_found_where_it_was_made(which):
 @pytest.mark.parametrize("name", shipped_names())
 def test_no_damage_is_an_error_of_ours(name):
     """Whatever words stand elsewhere, a mapping is read, repaired and its examples are run."""
-    rng = random.Random(name)  # noqa: S311
+    rng = random.Random(name)
     text = (shipped() / f"{name}.yaml").read_text(encoding="utf-8")
     words = re.split(r"(\s+|[\[\]{},:])", text)
     for _ in range(30):
