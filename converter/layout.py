@@ -381,7 +381,7 @@ class View(NamedTuple):
         for axis in range(1, 0 if ordered or self.size <= limit else len(sizes)):
             most = limit * sizes[axis] // self.size
             if most:
-                count = _even_part(sizes[axis], most)
+                count = -(-sizes[axis] // -(-sizes[axis] // most))  # as few boxes, of one size
                 box = [*sizes[:axis], count, *sizes[axis + 1 :]]
                 run = min(count * steps[axis], self._run(box), GOOD_RUN)
                 if run > 2 * best:
