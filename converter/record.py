@@ -114,7 +114,12 @@ class AtLeast(NamedTuple):
         return value
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        return {**handler(source), "ge": self.least}
+        from pydantic_core import core_schema
+
+        inner = handler(source)
+        if inner["type"] in ("int", "float"):
+            return {**inner, "ge": self.least}
+        return core_schema.no_info_after_validator_function(self.function, inner)
 
 
 class _Doubtful(ValueError):  # noqa: N818 - a decision, not an error
@@ -126,7 +131,7 @@ class Record:
     """A frozen value with the fields that a subclass annotates, and those of its bases."""
 
     fields: ClassVar[Mapping[str, Field]] = {}
-    strict: ClassVar[bool] = False  # whether "1" is no number, and "yes" no boolean
+    strict: ClassVar[bool] = False  # whether "1" is no number, "yes" no boolean, a list no tuple
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -220,7 +225,7 @@ def _record(kind: type[R], value: Any) -> R:
         raise _Doubtful
     hints, left = _hints(kind), dict(value)
     values = {
-        name: _plain(hints[name], left.pop(known.key))
+        name: _plain(hints[name], left.pop(known.key), kind.strict)
         for name, known in kind.fields.items()
         if known.key in left
     }
@@ -229,8 +234,8 @@ def _record(kind: type[R], value: Any) -> R:
     return kind(**values)
 
 
-def _plain(hint: Any, value: Any) -> Any:  # noqa: C901, PLR0911 - a case a kind of type
-    """The value, which is of this type without any conversion but that of an int to a float."""
+def _plain(hint: Any, value: Any, strict: bool) -> Any:  # noqa: C901, PLR0911 - by kind of type
+    """The value, which is of this type as it is: but an int is a float, and a list a tuple."""
     if hint is Any:
         return value
     if isinstance(hint, type):
@@ -243,33 +248,48 @@ def _plain(hint: Any, value: Any) -> Any:  # noqa: C901, PLR0911 - a case a kind
         raise _Doubtful
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
-        value = _plain(arguments[0], value)
-        for mark in hint.__metadata__:
-            value = mark.function(value)
-        return value
+        return _marked(hint, value, strict)
     if origin in (typing.Union, types.UnionType):
-        return _one_of(arguments, value)
+        return _one_of(arguments, value, strict)
     if origin is Literal and any(type(value) is type(each) and value == each for each in arguments):
         return value
     if origin is list and type(value) is list:
-        return [_plain(arguments[0], item) for item in value]
-    if origin is tuple and type(value) in (list, tuple):
-        return tuple(_plain(arguments[0], item) for item in value)
+        return [_plain(arguments[0], item, strict) for item in value]
+    several = origin is tuple and arguments[1:] == (...,)
+    if several and (type(value) is tuple or (type(value) is list and not strict)):
+        return tuple(_plain(arguments[0], item, strict) for item in value)
     if origin is dict and type(value) is dict:
-        return {_plain(arguments[0], k): _plain(arguments[1], v) for k, v in value.items()}
+        return {
+            _plain(arguments[0], k, strict): _plain(arguments[1], v, strict)
+            for k, v in value.items()
+        }
     raise _Doubtful
 
 
-def _one_of(types_: tuple[Any, ...], value: Any) -> Any:
-    """The value as the first of these types that takes it as it is."""
+def _marked(hint: Any, value: Any, strict: bool) -> Any:
+    """The value by an `Annotated` type and its marks."""
+    found = _plain(typing.get_args(hint)[0], value, strict)
+    for mark in hint.__metadata__:
+        if isinstance(mark, Before):
+            mark.function(value)
+        else:
+            found = mark.function(found)
+    return found
+
+
+def _one_of(types_: tuple[Any, ...], value: Any, strict: bool) -> Any:
+    """The value as the only one of these types that takes it; pydantic chooses among several."""
+    if type(value) in types_ and not isinstance(value, Record):
+        return value
+    found = []
     for hint in types_:
-        if hint is float and type(value) is int and int in types_:
-            continue
         try:
-            return _plain(hint, value)
+            found.append(_plain(hint, value, strict))
         except _Doubtful:
             continue
-    raise _Doubtful
+    if len(found) != 1:
+        raise _Doubtful
+    return found[0]
 
 
 # ── what is not ──────────────────────────────────────────────────────────────────────────────
@@ -290,8 +310,8 @@ def _of_models(value: Any) -> Any:
     kind = _KINDS.get(type(value))
     if kind:
         return kind(**{name: _of_models(getattr(value, name)) for name in kind.fields})
-    if type(value) is list:
-        return [_of_models(item) for item in value]
+    if type(value) in (list, tuple):
+        return type(value)(map(_of_models, value))
     if type(value) is dict:
         return {key: _of_models(item) for key, item in value.items()}
     return value
