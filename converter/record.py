@@ -188,7 +188,8 @@ class Record:
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{type(self).__name__} is frozen")
 
-    __delattr__ = __setattr__  # type: ignore[assignment]
+    def __delattr__(self, name: str) -> None:
+        self.__setattr__(name, None)
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and vars(self) == vars(other)
@@ -277,9 +278,12 @@ def _marked(hint: Any, value: Any, strict: bool) -> Any:
     return found
 
 
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+
+
 def _one_of(types_: tuple[Any, ...], value: Any, strict: bool) -> Any:
     """The value as the only one of these types that takes it; pydantic chooses among several."""
-    if type(value) in types_ and not isinstance(value, Record):
+    if type(value) in types_ and type(value) in _SCALARS:
         return value
     found = []
     for hint in types_:
