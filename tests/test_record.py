@@ -55,6 +55,7 @@ class Leaf(Record):
     either: int | float = 1
     other: float | int | bool | None = None
     word: Literal["x", 1, True] | None = None
+    one: Literal[1, "1"] = 1
     anything: Any = None
 
 
@@ -587,6 +588,9 @@ def test_a_finding_carries_the_error_that_a_check_raised() -> None:
         (Marks, {"pair": [2, "b"]}, "pair", (2, "b")),
         (Strict, {"real": 2, "leaf": {"from": "3"}}, "leaf", Leaf(whole=3)),
         (Leaf, {"real": 2**53 + 1}, "real", 2.0**53),
+        (Leaf, {"word": True}, "word", True),
+        (Leaf, {"one": True}, "one", 1),
+        (Leaf, {"one": 1.0}, "one", 1),
     ],
 )
 def test_of_several_ways_to_read_a_value_the_nearest_is_taken(
@@ -596,6 +600,17 @@ def test_of_several_ways_to_read_a_value_the_nearest_is_taken(
     assert same(getattr(found, name), expected)
 
 
-@pytest.mark.parametrize("value", [{"pair": [1, "a", 2]}, {"pair": [1]}, {"real": 1}])
-def test_nothing_wrong_is_read_quickly(value: Any) -> None:
-    assert lawful(Marks, value) == (False, None)
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        (Marks, {"pair": [1, "a", 2]}),
+        (Marks, {"pair": [1]}),
+        (Marks, {"real": 1}),
+        (Marks, {"inner": math.nan}),
+        (Leaf, {"real": 10**400}),
+        (Leaf, {"either": "one"}),
+        (Unions, {"node": Leaf()}),  # a record stands in no file
+    ],
+)
+def test_nothing_wrong_is_read_quickly(kind: type[Record], value: Any) -> None:
+    assert lawful(kind, value) == (False, None)
