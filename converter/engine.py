@@ -4,18 +4,18 @@ Threads read, check and permute pieces into buffers of a small pool; the caller'
 and writes them.  All spend their time in calls that release the interpreter lock, so the cores are
 used, and memory is the pool whatever the sizes of the tensors.
 
-A large permuted tensor is read in one go, and permuted from memory.  Where there is no room for
-that, it is cut across the order of the target, so that its source is read once; the rows of a piece
-go to their places, and the target is checksummed from there when all are written.  That is many
-short calls, between which two more threads would only wait for the interpreter lock; so one reads.
+A permuted tensor is first loaded into memory, in the order of its source, and then permuted from
+there.  A large one is loaded in columns: cut across the order of the target, so that its source is
+read once whatever the room.  The rows of a column go to their places, and the target is checksummed
+from there when all are written.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,20 +26,22 @@ import numpy as np
 from converter import formats
 from converter.errors import LimitError, UnrepresentableError, context
 from converter.files import StagedFile
-from converter.layout import KERNEL, Array, Box, View
+from converter.layout import READ_MOST, Array, Box, View
 from converter.tensors import STRING, Checkpoint, Tensor, TensorSpec
 
 READERS = 2  # threads that read; the caller writes, which leaves it time to spare
+BUFFERS = READERS + 1  # one for each of them, and one for the caller
 WINDOW = 36 << 20  # bytes of all buffers together, unless told
-AHEAD = 464 << 20  # bytes of large permuted tensors that are read in one go, unless told
-ASIDE = 16 << 20  # bytes of a small one, likewise
-MOST_UNUSED = 2  # a storage is read in one go if no more than half of it is not needed
+AHEAD = 208 << 20  # bytes of permuted tensors in memory, unless told
+COLUMNS = 2  # that have room there: one is loaded while another is permuted
+ASIDE = 1 << 20  # bytes of a permuted tensor that is not worth to be loaded ahead of its time
 PIECE = 4 << 20  # bytes that are checksummed and written while they are in the cache
 BASE = 50 << 20  # bytes of the interpreter and the libraries, as measured
 SCRATCH = 4 << 20  # what is written is read again and checksummed through these
-SMALLEST_WINDOW = 4 << 20
-LARGEST_WINDOW = 96 << 20  # with rows as long as these buffers give, longer ones gain nothing
-LEAST = BASE + SCRATCH + 3 * SMALLEST_WINDOW // 2  # bytes that a limit must leave
+ALIGNED = 64  # bytes; where a column starts
+LATE = 8  # a tensor that takes more than this part of the room comes late
+SHARE = 16  # a buffer is this part of what a limit leaves
+LEAST = 60 << 20  # bytes that a limit must leave
 
 Progress = Callable[[str, int], None]
 
@@ -59,51 +61,39 @@ class Saved:
 
 
 class Memory(NamedTuple):
-    """Bytes to work with.
+    """Bytes to work with: each buffer, columns of permuted tensors together, and one of them."""
 
-    `window` is for the buffers together, `ahead` for large permuted tensors that are read in one
-    go, `aside` for a small one, in each of the threads that are `readers`.
-    """
-
-    window: int
+    buffer: int
     ahead: int
-    aside: int
-    readers: int
-
-    @property
-    def buffers(self) -> int:
-        """One for each of the readers, and one for the caller."""
-        return self.readers + 1
+    column: int
 
 
 def memory(limit: int | None) -> Memory:
     """What a memory limit leaves to work with; `LimitError` when that is too little."""
-    room = Memory(WINDOW, AHEAD, ASIDE, READERS)
-    most = BASE + SCRATCH + room.window + room.ahead + room.readers * (room.aside + KERNEL)
-    if limit is None or limit >= most:
+    room = Memory(WINDOW // BUFFERS, AHEAD, AHEAD // COLUMNS)
+    if limit is None or limit >= _peak(room):
         return room
-    left = limit - BASE - SCRATCH
-    # The copy kernel takes as much as one of the two buffers, to a certain size.
-    window = min(max(2 * left // 3, left - KERNEL), LARGEST_WINDOW)
-    if window < SMALLEST_WINDOW:
+    if limit < LEAST:
         raise LimitError(
             "the memory limit is too small",
             expected=f"at least {LEAST >> 20} MiB",
             found=f"{limit >> 20} MiB",
         )
-    left = max(0, left - window - KERNEL)
-    aside = min(left // 4, ASIDE)
-    return Memory(window, left - aside, aside, 1)
+    room = Memory(min((limit - BASE - SCRATCH) // SHARE, room.buffer), 0, 0)
+    ahead = min(limit - _peak(room), AHEAD)
+    return room._replace(ahead=ahead, column=ahead)  # long rows are worth more than a second one
+
+
+def _peak(room: Memory) -> int:
+    each = room.buffer + READ_MOST + min(ASIDE, room.ahead)  # the copy kernel takes a buffer's size
+    return BASE + SCRATCH + BUFFERS * room.buffer + READERS * each + room.ahead
 
 
 def peak_memory(specs: Mapping[str, TensorSpec], limit: int | None = None) -> int:
     """The estimated peak of a conversion in bytes; buffers are never larger than needed."""
-    room = memory(limit)
-    largest = max((spec.nbytes for spec in specs.values()), default=0)
-    whole = largest if room.aside < largest <= room.ahead else 0
-    buffer = min(room.window // room.buffers, largest)
-    each = min(buffer, KERNEL) + min(room.aside, largest)
-    return BASE + SCRATCH + room.buffers * buffer + room.readers * each + whole
+    room, largest = memory(limit), max((spec.nbytes for spec in specs.values()), default=0)
+    ahead = min(room.ahead, COLUMNS * largest)
+    return _peak(Memory(min(room.buffer, largest), ahead, 0))
 
 
 def check(specs: Mapping[str, TensorSpec], row: formats.Format) -> None:
@@ -151,10 +141,10 @@ def save(  # noqa: PLR0913 - how a target is to be written, each by name
     try:
         places = {name: sink.place(name) for name in sink.order}
         with _Readers(checkpoint, places, room) as readers:
-            for name in readers.order:
+            for name, place in readers.order:
                 with context(tensor=name):
                     pieces = readers.pieces(name, specs[name], progress)
-                    _write(sink, name, places[name], specs[name], pieces)
+                    _write(sink, name, place, specs[name], pieces)
         sink.commit()
     except BaseException:
         sink.abort()
@@ -168,50 +158,83 @@ Place = tuple[StagedFile, int]
 _Tensor = tuple[str, Tensor, Place | None]
 
 
-class _Ahead:
-    """A large permuted tensor: read in one go by the first thread that asks, then permuted.
+class _Stopped(Exception):  # noqa: N818 - nothing is wrong
+    """Nobody waits for what a thread reads."""
 
-    Its source is read once, and in order, which is when a checksum costs no second read.  `left`
-    pieces are to be taken from it; its memory is needed until then.  There is no room for it
-    until those `before` it are done, which never wait for it.
+
+class _Column:
+    """A part of a permuted tensor that is loaded by one thread, and permuted by all of them.
+
+    Its source is read once, and in order, which is when a checksum costs no second read.  Columns
+    share their memory: there is room for one when those `before` it are done with.
     """
 
-    def __init__(self, view: View, left: int, before: Sequence[_Ahead]) -> None:
+    def __init__(self, name: str, tensor: Tensor, box: Box, nbytes: int) -> None:
+        self.name = name
+        self.nbytes = box.view.load_nbytes
+        self.parts = [_Work(name, tensor, part, self) for part in box.cut(nbytes)]
+        self.start = 0  # in the memory
+        self.before: Sequence[_Column] = ()
         self.done = threading.Event()
-        self._view = view
-        self._left = left
-        self._before = before
-        self._loaded: View | None = None
+        self._view = box.view
+        self._left = len(self.parts)
+        self._loaded: View | BaseException = _Stopped()
+        self._ready = threading.Event()
         self._turn = threading.Lock()
 
-    def load(self) -> View:
-        """The view over memory; waits until others have left the room that it takes."""
-        with self._turn:
-            if self._loaded is None:
-                for other in self._before:
-                    other.done.wait()
-                self._loaded = self._view.loaded()
-            return self._loaded
+    @property
+    def end(self) -> int:
+        """Where it ends in the memory; the next one may start there."""
+        return -(-(self.start + self.nbytes) // ALIGNED) * ALIGNED
 
-    def took(self) -> None:
-        """Note that a piece is read, or has failed: the last one leaves the memory."""
-        with self._turn:
-            self._left -= 1
-            if not self._left:
-                self._loaded = None
-                self.done.set()
+    def overlaps(self, other: _Column) -> bool:
+        """Whether they share memory."""
+        return self.start < other.end and other.start < self.end
+
+    def load(self, memory: Array) -> None:
+        """Read it, as soon as there is room; what goes wrong is for those who want its parts."""
+        for column in self.before:
+            column.done.wait()
+        try:
+            with context(tensor=self.name):
+                self._loaded = self._view.loaded(memory[self.start : self.start + self.nbytes])
+        except BaseException as error:  # noqa: BLE001 - raised again by those
+            self._loaded = error
+        self._ready.set()
+
+    def read(self, part: Box, out: Array) -> None:
+        """Fill `out` with a part; the last one to be read, or to fail, leaves the memory."""
+        self._ready.wait()
+        try:
+            if isinstance(self._loaded, BaseException):
+                raise self._loaded
+            part._replace(view=self._loaded).read(out)
+        finally:
+            with self._turn:
+                self._left -= 1
+                if not self._left:
+                    self.stop()
+
+    def stop(self) -> None:
+        """Let nobody wait for it."""
+        self._ready.set()
+        self.done.set()
 
 
 class _Work(NamedTuple):
-    """A piece to read.  Without a box: all of a tensor, into no buffer.
+    """A piece to read: from a column, or from the file, `loaded` first when it is permuted.
 
-    Such are strings, since no buffer holds references, and what is only loaded `ahead`.
+    Without a box it is all of a tensor of strings, into no buffer, which holds no references.
     """
 
     name: str
     tensor: Tensor
     box: Box | None
-    ahead: _Ahead | None = None
+    column: _Column | None = None
+    loaded: bool = False
+
+
+Stages = Iterator[_Work | _Column]
 
 
 class _Piece(NamedTuple):
@@ -265,8 +288,8 @@ class _Readers:
     """The tensors of a checkpoint in pieces, read ahead by threads, handed out in `order`.
 
     A thread takes a buffer first and the next piece then, so the piece that is waited for always
-    has a buffer.  Large permuted tensors come last: they are read while others are written.  Use
-    as a context manager; leaving it stops the threads, whatever happened.
+    has a buffer.  Large permuted tensors come last: the first of them is loaded while others are
+    written.  Use as a context manager; leaving it stops the threads, whatever happened.
     """
 
     def __init__(
@@ -274,22 +297,29 @@ class _Readers:
     ) -> None:
         tensors = [(name, checkpoint[name], place) for name, place in places.items()]
         largest = max((tensor.spec.nbytes for _, tensor, _ in tensors), default=0)
-        self._nbytes = max(16, min(room.window // room.buffers, largest))
+        self._nbytes = max(16, min(room.buffer, largest))
         self._room = room
-        late: list[_Tensor] = []
-        soon: list[_Tensor] = []
-        for each in tensors:
-            (late if self._is_late(each[1].view) else soon).append(each)
-        self.order = [name for name, *_ in (*soon, *late)]
-        self._work = self._pieces(soon, late)
+        self._columns: list[_Column] = []
+        self._stopped = False
+        late = [each for each in tensors if self._is_late(each[1].view)]
+        names = {name for name, *_ in late}
+        soon = [each for each in tensors if each[0] not in names]
+        self.order = [(name, place) for name, _, place in (*soon, *late)]
+        self._work = self._scheduled(
+            *(
+                itertools.chain.from_iterable(itertools.starmap(self._cut, each))
+                for each in (soon, late)
+            )
+        )
         self._turn = threading.Lock()
         self._free: queue.SimpleQueue[Array | None] = queue.SimpleQueue()
         self._ahead: queue.SimpleQueue[_Promise] = queue.SimpleQueue()
-        for _ in range(room.buffers):
+        for _ in range(BUFFERS):
             self._free.put(np.empty(self._nbytes, np.uint8))
+        self._memory = np.empty(room.ahead, np.uint8)  # which costs nothing until it is used
         self._threads = [
             threading.Thread(target=self._read_all, name=f"converter-read-{number}", daemon=True)
-            for number in range(room.readers)
+            for number in range(READERS)
         ]
 
     def __enter__(self) -> Self:
@@ -298,12 +328,16 @@ class _Readers:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._free.put(None)  # asks the threads to stop
+        with self._turn:
+            self._stopped = True
+            for column in self._columns:
+                column.stop()
+        self._free.put(None)
         for thread in self._threads:
             thread.join()
 
     def pieces(self, name: str, spec: TensorSpec, progress: Progress | None) -> Iterator[_Piece]:
-        """The pieces of the next tensor; tensors come in `order`."""
+        """The pieces of the next tensor; tensors come in the order of their places."""
         done = 0
         while done < spec.size:
             piece = self._ahead.get().get()
@@ -315,82 +349,120 @@ class _Readers:
             if progress is not None:
                 progress(name, piece.array.nbytes)
 
-    def _is_small(self, view: View) -> bool:
-        """Is it permuted, and small enough to be read in one go by the thread that permutes it?"""
-        most = min(self._room.aside, MOST_UNUSED * view.nbytes)
-        return view.load_nbytes <= most and not view.in_order
-
     def _is_late(self, view: View) -> bool:
-        """Is it permuted, and worth to be read in one go ahead of its time?"""
-        most = min(self._room.ahead, MOST_UNUSED * view.nbytes)
-        return self._room.aside < view.load_nbytes <= most and not view.in_order
+        least = self._room.ahead // LATE
+        return view.load_nbytes > least and not (view.in_order or view.in_memory)
 
-    def _pieces(self, soon: Sequence[_Tensor], late: Sequence[_Tensor]) -> Iterator[_Work]:
-        """All pieces; a late tensor is loaded beside those before it, as far as there is room."""
-        aheads: list[_Ahead] = []
-        for index, (_, tensor, _) in enumerate(late):
-            beside = index and self._fits(late[index - 1], late[index])
-            left = len(tensor.view.boxes(self._nbytes, ordered=True))
-            aheads.append(_Ahead(tensor.view, left, aheads[: index - beside]))
-        if late:
-            yield _Work(*late[0][:2], None, aheads[0])
-        for name, tensor, place in soon:
-            yield from self._cut(name, tensor, place)
-        for index, (name, tensor, _) in enumerate(late):
-            if late[index + 1 :] and self._fits(late[index], late[index + 1]):
-                yield _Work(*late[index + 1][:2], None, aheads[index + 1])
-            for box in tensor.view.boxes(self._nbytes, ordered=True):
-                yield _Work(name, tensor, box, aheads[index])
+    def _scheduled(self, soon: Stages, late: Stages) -> Stages:
+        """All pieces in order, and columns that are to be loaded, as early as there is room.
 
-    def _fits(self, one: _Tensor, other: _Tensor) -> bool:
-        return one[1].view.load_nbytes + other[1].view.load_nbytes <= self._room.ahead
+        So a thread that waits for room waits for pieces that others have, and never for itself.
+        """
+        loads: list[_Column] = []  # whose parts are not handed out yet
+        waiting: deque[_Work | _Column] = deque()  # a column first, if there is any
+        first = next(late, None)
+        if isinstance(first, _Column) and 2 * first.nbytes <= self._room.ahead:
+            self._is_placed(first, loads)
+            yield first
+        for each in itertools.chain(soon, [first] if first else [], late):
+            if isinstance(each, _Column) and each not in loads:
+                while not self._is_placed(each, loads):
+                    yield from self._handed_out(waiting, loads)
+                yield each
+            waiting.append(each)
+            if isinstance(waiting[0], _Work):
+                yield waiting.popleft()
+        while waiting:
+            yield from self._handed_out(waiting, loads)
 
-    def _cut(self, name: str, tensor: Tensor, place: Place | None) -> Iterator[_Work]:
-        view = tensor.view
+    def _is_placed(self, column: _Column, loads: list[_Column]) -> bool:
+        """Find it a place in the memory that none of the others has."""
+        if len(loads) > READERS:
+            return False
+        for column.start in (0, *(other.end for other in loads)):
+            if column.end <= self._room.ahead and not any(map(column.overlaps, loads)):
+                self._columns = [other for other in self._columns if not other.done.is_set()]
+                column.before = [other for other in self._columns if column.overlaps(other)]
+                self._columns.append(column)
+                loads.append(column)
+                return True
+        return False
+
+    def _handed_out(self, waiting: deque[_Work | _Column], loads: list[_Column]) -> Stages:
+        """The parts of the next column, and all pieces up to the one after it."""
+        column = waiting.popleft()
+        if isinstance(column, _Column):
+            loads.remove(column)
+            yield from column.parts
+        while waiting and isinstance(waiting[0], _Work):
+            yield waiting.popleft()
+
+    def _cut(self, name: str, tensor: Tensor, place: Place | None) -> Stages:
+        view, ordered = tensor.view, place is None
         if not view.size:  # nobody waits for a piece of it
             return
         if view.dtype == STRING:
             yield _Work(name, tensor, None)
             return
-        boxes = view.boxes(self._nbytes, ordered=place is None)
-        if len(boxes) > 1 and (view.in_order or boxes[0].pitch):  # each part is read once
-            boxes = view.in_pieces().boxes(self._nbytes, ordered=place is None)
-        for box in boxes:
-            yield _Work(name, tensor, box)
+        straight = view.in_order or view.in_memory
+        columns = [] if straight else self._cut_columns(view, ordered=ordered)
+        if len(columns) == 1 and view.load_nbytes <= ASIDE and view.nbytes <= self._nbytes:
+            yield _Work(name, tensor, columns[0], loaded=True)
+            return
+        for box in columns:
+            yield _Column(name, tensor, box, self._nbytes)
+        if not columns:
+            boxes = view.boxes(self._nbytes, ordered=ordered)
+            if len(boxes) > 1 and (view.in_order or boxes[0].pitch):  # each part is read once
+                boxes = view.in_pieces().boxes(self._nbytes, ordered=ordered)
+            for box in boxes:
+                yield _Work(name, tensor, box)
+
+    def _cut_columns(self, view: View, *, ordered: bool) -> list[Box]:
+        """The columns of a permuted view; none where there is no room for good ones."""
+        room = self._room.ahead if ordered else self._room.column
+        nbytes = min(room, room * view.nbytes // view.load_nbytes)
+        boxes = view.in_pieces().boxes(nbytes, ordered=ordered)
+        most = self._room.ahead
+        good = all(box.size == box.view.size and box.view.load_nbytes <= most for box in boxes)
+        return boxes if good else []
 
     def _read_all(self) -> None:
         while (buffer := self._free.get()) is not None:
             promise: _Promise = queue.SimpleQueue()
-            with self._turn:
-                work = next(self._work, None)
-                if work is None:
-                    break
-                loads = work.ahead if work.box is None else None
-                if not loads:
-                    self._ahead.put(promise)
-            if loads:
+            try:
+                with self._turn:
+                    work = None if self._stopped else next(self._work, None)
+                    if isinstance(work, _Work):
+                        self._ahead.put(promise)
+            except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+                promise.put(error)
+                self._ahead.put(promise)
+                break
+            if work is None:
+                break
+            if isinstance(work, _Column):
                 self._free.put(buffer)  # which others can use meanwhile
-                with contextlib.suppress(Exception):  # the pieces will say what is wrong
-                    loads.load()
+                work.load(self._memory)
                 continue
             try:
                 with context(tensor=work.name):
-                    promise.put(self._read(work, buffer))
+                    promise.put(_read(work, buffer))
             except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
                 promise.put(error)
-            finally:
-                if work.ahead:
-                    work.ahead.took()
         self._free.put(None)  # for the other threads
 
-    def _read(self, work: _Work, buffer: Array) -> _Piece:
-        box, view, dtype = work.box, work.tensor.view, work.tensor.spec.dtype
-        if box is None:
-            return _Piece(work.tensor.numpy().reshape(-1), buffer, None)
-        array = buffer[: box.size * dtype.itemsize].view(dtype)
-        if work.ahead:
-            box = box._replace(view=work.ahead.load())
-        elif box.size == view.size and self._is_small(view):
-            box = box._replace(view=view.loaded())
+
+def _read(work: _Work, buffer: Array) -> _Piece:
+    box = work.box
+    if box is None:
+        return _Piece(work.tensor.numpy().reshape(-1), buffer, None)
+    dtype = box.view.dtype
+    array = buffer[: box.size * dtype.itemsize].view(dtype)
+    if work.column:
+        work.column.read(box, array)
+    elif work.loaded:
+        box._replace(view=box.view.loaded()).read(array)
+    else:
         box.read(array)
-        return _Piece(array, buffer, box)
+    return _Piece(array, buffer, box)

@@ -46,7 +46,10 @@ TILE = 768 << 10  # what is turned at once: it should stay in the second-level c
 RUN = 1536  # of a row of a tile, which leaves room for long columns
 READ_RUN = 32 << 10  # a read costs a system call, so gather tiles until it is this long
 KERNEL = 18 << 20  # scratch memory at most: tiles side by side until a read is long enough
-READ_MOST = 256 << 10  # what is read before it is copied on, which it should be from the cache
+READ_MOST = 1 << 20  # what is read before it is copied on, which it should be from the cache
+COLUMNS = (
+    512  # of the target, that are brought there at once: a cache line each, in the first cache
+)
 GOOD_RUN = 8 << 10  # elements in a row that are as good as any number
 GAP = 32 << 10  # reading through a hole of this size costs no more than a second read
 
@@ -55,6 +58,8 @@ USER_DEFINED = 2  # what `numpy.dtype.isbuiltin` is for ml_dtypes
 # Sizes in elements.
 ROW = 128  # rows shorter than this take in another axis
 PADDING = 16  # keeps rows that are a power of two apart out of one cache set
+LINE = 64  # bytes of a cache line
+SHORT = 4  # lines of a row that is not worth to be padded
 
 
 class Storage(Protocol):
@@ -326,9 +331,23 @@ class View(NamedTuple):
         self.read(0, out)
         return out.reshape(self.shape)
 
-    def loaded(self) -> View:
-        """The same view over memory: all that its storages hold is read, each in one go."""
-        return self._replace(storage=_loaded(self.storage))
+    def loaded(self, memory: Array | None = None) -> View:
+        """The same view over memory, for a reader that takes its elements in order.
+
+        They are read as they lie in the storage, once and in long runs.  Its rows, along the axis
+        that is the storage's innermost, come in the order of this view and are padded, so that
+        such a reader goes in equal steps that are no power of two.  `memory` is an array of
+        `load_nbytes` bytes.
+        """
+        factors = self.factors
+        steps, size = _rows(factors, self.dtype.itemsize)
+        whole = np.empty(size, self.dtype) if memory is None else memory.view(self.dtype)
+        kept = [(n, stride) for n, stride in factors if stride]
+        shape, strides = [n for n, _ in kept], [step for step in steps if step]
+        if self.size:
+            _copy(_box(self, 0, tuple(kept), (), _strided(whole, shape, strides)))
+        axes = tuple(((n, step),) for (n, _), step in zip(factors, steps, strict=True))
+        return View(Memory(whole), 0, axes, self.dtype).reshape(self.shape)
 
     def in_pieces(self) -> View:
         """The same view, for a reader that takes every element once, in pieces of any order."""
@@ -340,7 +359,12 @@ class View(NamedTuple):
     @property
     def load_nbytes(self) -> int:
         """Bytes of memory that `loaded` takes."""
-        return _load_nbytes(self.storage)
+        return _rows(self.factors, self.dtype.itemsize)[1] * self.dtype.itemsize
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether nothing is left to be read from a file."""
+        return _in_memory(self.storage)
 
     def read(self, start: int, out: Array) -> None:
         """Fill `out` with the elements [start, start + out.size) in C order.
@@ -374,38 +398,33 @@ class View(NamedTuple):
         """
         if not self.size:
             return []
-        sizes = [n for n, _ in self.factors]
         limit = max(1, nbytes // self.dtype.itemsize)
+        if self.size <= limit:
+            return [Box(0, 1, self.size, 0, self, 0)]
+        sizes = [n for n, _ in self.factors]
         steps = _steps(sizes)
-        best, cut, part = min(self._run(self._range(limit)), GOOD_RUN), -1, 0
-        for axis in range(1, 0 if ordered or self.size <= limit else len(sizes)):
+        best, cut, part = 0, -1, 0
+        for axis in range(1 if ordered else len(sizes)):
             most = limit * sizes[axis] // self.size
             if most:
                 count = -(-sizes[axis] // -(-sizes[axis] // most))  # as few boxes, of one size
-                box = [*sizes[:axis], count, *sizes[axis + 1 :]]
-                run = min(count * steps[axis], self._run(box), GOOD_RUN)
+                run = self._run([*sizes[:axis], count, *sizes[axis + 1 :]])
+                run = min(run, GOOD_RUN, count * steps[axis] if axis else GOOD_RUN)
                 if run > 2 * best:
                     best, cut, part = run, axis, count
-        if cut < 0:  # consecutive
+        if cut < 0:  # not even one index of the first axis
             step = self.chunk(nbytes)
             return [
-                Box(start, 1, min(step, self.size - start), 0, self)
+                Box(start, 1, min(step, self.size - start), 0, self, start)
                 for start in range(0, self.size, step)
             ]
         flat = self._replace(axes=tuple((factor,) for factor in self.factors))
-        rows, inner, pitch = math.prod(sizes[:cut]), steps[cut], steps[cut - 1]
+        rows, inner, pitch = math.prod(sizes[:cut]), steps[cut], steps[cut - 1] if cut else 0
         return [
-            Box(at * inner, rows, (stop - at) * inner, pitch, flat.take(cut, at, stop))
+            Box(at * inner, rows, (stop - at) * inner, pitch, flat.take(cut, at, stop), 0)
             for at in range(0, sizes[cut], part)
             for stop in [min(at + part, sizes[cut])]
         ]
-
-    def _range(self, limit: int) -> list[int]:
-        """The sizes of a consecutive range of about `limit` elements, along each factor."""
-        found = []
-        for (n, _), step in zip(self.factors, _steps([n for n, _ in self.factors]), strict=True):
-            found.append(max(1, min(n, limit // step)))
-        return found
 
     def _run(self, sizes: Sequence[int]) -> int:
         """How many elements in a row a box of these sizes takes from the storage."""
@@ -431,9 +450,10 @@ class View(NamedTuple):
 
 
 class Box(NamedTuple):
-    """A part of a view: `rows` rows of `length` elements in C order.
+    """A part of a whole view: `rows` rows of `length` elements in C order.
 
-    Row r is the flat range [start + r * pitch, start + r * pitch + length) of the whole view.
+    Row r is the flat range [start + r * pitch, start + r * pitch + length) of the whole.  It is
+    read from `view`, of which it is the flat range that starts at `at`.
     """
 
     start: int
@@ -441,6 +461,7 @@ class Box(NamedTuple):
     length: int
     pitch: int
     view: View
+    at: int
 
     @property
     def size(self) -> int:
@@ -449,7 +470,27 @@ class Box(NamedTuple):
 
     def read(self, out: Array) -> None:
         """Fill the 1-D array `out` of `size` elements with the rows, one after the other."""
-        self.view.read(0 if self.pitch else self.start, out)
+        self.view.read(self.at, out)
+
+    def cut(self, nbytes: int) -> list[Box]:
+        """Parts of at most `nbytes` (one element at least), in the order of `view`."""
+        most = max(1, nbytes // self.view.dtype.itemsize)
+        if self.rows > 1 and self.length <= most:
+            count = most // self.length
+            return [
+                self._part(row, 0)._replace(rows=min(count, self.rows - row))
+                for row in range(0, self.rows, count)
+            ]
+        step = most if self.rows > 1 else self.view.chunk(nbytes)
+        return [
+            self._part(row, start)._replace(rows=1, length=min(step, self.length - start))
+            for row in range(self.rows)
+            for start in range(0, self.length, step)
+        ]
+
+    def _part(self, row: int, column: int) -> Box:
+        start = self.start + row * self.pitch + column
+        return self._replace(start=start, at=self.at + row * self.length + column)
 
 
 def concatenate(views: Sequence[View], axis: int) -> View:
@@ -526,30 +567,36 @@ def _boxes(factors: Factors, start: int, stop: int) -> Iterator[tuple[int, Facto
     yield from ((row * stride + shift, box) for shift, box in _boxes(inner, 0, end))
 
 
-def _loaded(storage: Storage) -> Storage:
-    if isinstance(storage, View):
-        return storage.loaded()
-    if isinstance(storage, Elementwise):
-        return Elementwise(storage.view.loaded(), storage.function, storage.dtype, storage.maker)
-    if isinstance(storage, Joined) and storage.size:
-        return Joined([view.loaded() for view in storage.views])
-    if isinstance(storage, Memory | Computed) or not storage.size:
-        return storage
-    array = np.empty(storage.size, storage.dtype)
-    storage.read(0, array)
-    return Memory(array)
+def _rows(factors: Factors, itemsize: int) -> tuple[list[int], int]:
+    """Steps that lay a view out in padded rows, and the size of that, in elements.
+
+    A row goes along the axis that is the storage's innermost; an axis of stride 0 takes no step.
+    """
+    steps = [0] * len(factors)
+    axes = [axis for axis, (_, stride) in enumerate(factors) if stride]
+    if not axes:
+        return steps, 1
+    row = min(axes, key=lambda axis: abs(factors[axis][1]))
+    size = factors[row][0]
+    lines = -(-size * itemsize // LINE)
+    if lines >= SHORT and not LINE % itemsize:
+        size = (lines | 1) * LINE // itemsize
+    steps[row] = 1
+    for axis in reversed(axes):
+        if axis != row:
+            steps[axis] = size
+            size *= factors[axis][0]
+    return steps, size
 
 
-def _load_nbytes(storage: Storage) -> int:
+def _in_memory(storage: Storage) -> bool:
     if isinstance(storage, View):
-        return storage.load_nbytes
+        return _in_memory(storage.storage)
     if isinstance(storage, Elementwise):
-        return storage.view.load_nbytes
+        return _in_memory(storage.view.storage)
     if isinstance(storage, Joined):
-        return sum(view.load_nbytes for view in storage.views)
-    if isinstance(storage, Memory):
-        return 0
-    return storage.size * storage.dtype.itemsize
+        return all(_in_memory(view.storage) for view in storage.views)
+    return isinstance(storage, Memory | Computed) or not storage.size
 
 
 def _through(
@@ -688,7 +735,12 @@ def _copy_blocks(box: _Box) -> None:
     if inward[-1] == target.ndim - 1:  # the innermost axis of the source is the target's
         _copy_runs(box, inward)
         return
-    tile = _tile(target.shape, inward, RUN // size, TILE // size)
+    if isinstance(box.storage, Memory | Computed) and _is_spread(box.strides[inward[-1]] * size):
+        _copy_spread(box, inward)
+        return
+    outward = range(target.ndim - 1, -1, -1)
+    limit = TILE // size
+    tile = _tile(target.shape, (outward, RUN // size), (inward[::-1], limit), (outward, limit))
     panel = _panel(box, tile)
     scratch = _scratch(panel, tile, inward, target.dtype)
     buffer = np.empty(0, box.storage.dtype)
@@ -710,11 +762,27 @@ def _copy_runs(box: _Box, inward: Sequence[int]) -> None:
     if _is_exact(box) and target.flags.c_contiguous and box.strides == (1,):
         box.storage.read(box.offset, target)
         return
-    if box.functions or not isinstance(box.storage, Memory | Computed):
-        tile = _tile(tile, inward, TILE // 8 // size, TILE // size)
+    if box.functions and isinstance(box.storage, Memory | Computed):  # which take memory
+        outward, limit = range(target.ndim - 1, -1, -1), TILE // size
+        tile = _tile(tile, (outward, limit // 8), (inward[::-1], limit), (outward, limit))
     buffer = np.empty(0, box.storage.dtype)
     for cut, offset in _cuts(box, tile, tile):
         buffer = _gather(box._replace(offset=offset, target=target[cut]), buffer)
+
+
+def _is_spread(stride: int) -> bool:
+    """Whether lines at this distance, in bytes, fall into different sets of a cache."""
+    return stride % (2 * LINE) != 0
+
+
+def _copy_spread(box: _Box, inward: Sequence[int]) -> None:
+    """Bring a box straight from memory to its place, some columns of the target at a time."""
+    innermost = box.target.ndim - 1
+    columns = [axis for axis in inward[::-1] if axis != innermost]
+    tile = _tile(box.target.shape, (columns, COLUMNS), ((innermost,), box.target.size))
+    buffer = np.empty(0, box.storage.dtype)
+    for cut, offset in _cuts(box, tile, tile):
+        _gather(box._replace(offset=offset, target=box.target[cut]), buffer)
 
 
 def _gather(box: _Box, buffer: Array) -> Array:
@@ -764,11 +832,10 @@ def _cuts(
         yield cut, box.offset + sum(map(operator.mul, starts, box.strides))
 
 
-def _tile(shape: Sequence[int], inward: Sequence[int], run: int, limit: int) -> tuple[int, ...]:
-    """Grow a tile: first a run of the source, then columns of the target, then what still fits."""
+def _tile(shape: Sequence[int], *passes: tuple[Iterable[int], int]) -> tuple[int, ...]:
+    """Grow a tile along some axes, one after the other, to at most so many elements; then again."""
     tile = [1] * len(shape)
-    outward = range(len(shape) - 1, -1, -1)
-    for axes, most in ((outward, run), (inward[::-1], limit), (outward, limit)):
+    for axes, most in passes:
         for axis in axes:
             room = most // math.prod(tile)
             if room > 1 and tile[axis] < shape[axis]:

@@ -505,16 +505,56 @@ def test_a_loaded_view_has_the_same_elements_in_memory(case):
     assert not [each for each in bottoms(loaded) if isinstance(each, Reads) and each.size]
 
 
-def test_a_view_is_loaded_in_one_read_of_each_storage():
+def test_a_view_is_loaded_by_reading_each_storage_once_and_in_order():
     one, other = (Reads(np.arange(24, dtype="f4")) for _ in range(2))
     halves = [View.over(storage, (4, 6)).transpose((1, 0)) for storage in (one, other)]
     view = concatenate(halves, 1)
-    assert view.load_nbytes == 2 * 24 * 4
     assert not view.in_order
-    found = view.loaded()
+    assert not view.in_memory
+    found = view.loaded(np.empty(view.load_nbytes, np.uint8))
     assert np.array_equal(found.numpy(), np.hstack([np.arange(24.0).reshape(4, 6).T] * 2))
-    assert [one.requests, other.requests] == [[(0, 24)], [(0, 24)]]
-    assert found.load_nbytes == 0
+    for storage in (one, other):
+        starts = [start for start, _ in storage.requests]
+        assert starts == sorted(starts)
+        assert sum(size for _, size in storage.requests) == 24
+    assert found.in_memory
+
+
+@pytest.mark.parametrize("columns", [512, 100, 32])
+def test_rows_of_a_loaded_view_are_an_odd_number_of_cache_lines_apart(columns):
+    view = View.over(Reads(np.arange(64 * columns, dtype="f4")), (64, columns)).transpose((1, 0))
+    (_, across), (_, down) = view.loaded().factors
+    assert across == 1
+    assert down == {512: 528, 100: 112, 32: 32}[columns]  # short ones are not worth it
+    assert view.load_nbytes == 64 * down * 4
+
+
+def test_only_what_a_view_has_is_loaded():
+    storage = Reads(np.arange(1000 * 100, dtype="f4"))
+    view = View.over(storage, (1000, 100)).take(0, 400, 410).transpose((1, 0))
+    assert view.load_nbytes < 2 * view.nbytes
+    assert view.loaded().numpy().tobytes() == view.numpy().tobytes()
+    assert all(start >= 40_000 and start + size <= 41_000 for start, size in storage.requests)
+
+
+@settings(max_examples=150, deadline=None)
+@given(tensors(), st.integers(1, 4096), st.integers(1, 512))
+def test_parts_of_boxes_cover_a_view_once_and_are_read_from_memory(case, nbytes, part):
+    view, expected = case
+    flat = expected.reshape(-1)
+    found = np.zeros(flat.size, bool)
+    for box in view.boxes(nbytes):
+        loaded = box.view.loaded() if box.size == box.view.size else box.view
+        for piece in box.cut(part):
+            out = np.empty(piece.size, view.dtype)
+            piece._replace(view=loaded).read(out)
+            rows = piece.start + piece.pitch * np.arange(piece.rows)[:, None]
+            rows = rows + np.arange(piece.length)
+            assert out.nbytes <= max(part, view.dtype.itemsize)
+            assert not found[rows].any()
+            found[rows] = True
+            assert out.tobytes() == flat[rows].tobytes()
+    assert found.all()
 
 
 def test_what_is_computed_on_the_way_does_not_change_the_order():
