@@ -380,7 +380,8 @@ class _Readers:
         if len(loads) > READERS:
             return False
         for column.start in (0, *(other.end for other in loads)):
-            if column.end <= self._room.ahead and not any(map(column.overlaps, loads)):
+            fits = column.start + column.nbytes <= self._room.ahead
+            if fits and not any(map(column.overlaps, loads)):
                 self._columns = [other for other in self._columns if not other.done.is_set()]
                 column.before = [other for other in self._columns if column.overlaps(other)]
                 self._columns.append(column)

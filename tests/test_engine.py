@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 import converter
-from converter import engine, formats
+from converter import engine, formats, layout
 from converter.errors import CorruptFileError, LimitError, NoSpaceError, TargetExistsError
 from converter.language import loads
 from converter.layout import View
@@ -251,6 +253,111 @@ def test_the_smallest_memory_limit_that_is_named_works(tmp_path):
     assert engine.peak_memory(from_arrays(arrays).specs, least) <= least
     with pytest.raises(LimitError, match="the memory limit is too small"):
         engine.memory(least - (1 << 20))
+
+
+# Columns.
+
+
+class Slow:
+    """Elements in a file, as it were, whose reads take now this and now that long."""
+
+    def __init__(self, array: Array, seed: int) -> None:
+        self.array = array.reshape(-1)
+        self.dtype, self.size = array.dtype, array.size
+        self.random = random.Random(seed)
+        self.seen = np.zeros(array.size, int)
+
+    def read(self, start: int, out: Array) -> None:
+        time.sleep(self.random.choice([0, 0, 0, 0.0005]))
+        self.seen[start : start + out.size] += 1
+        out[...] = self.array[start : start + out.size]
+
+
+def permuted(seed: int) -> tuple[Checkpoint, dict[str, Array], list[Slow]]:
+    """Tensors that are to be turned, of all sizes, and what they are."""
+    choose = random.Random(seed)
+    tensors, wanted, storages = {}, {}, []
+    for number in range(12):
+        shape = [choose.choice([1, 2, 7, 16, 40]) for _ in range(3)]
+        order = choose.sample(range(3), 3)
+        array = np.arange(np.prod(shape), dtype="f4").reshape(shape) + number
+        storages.append(Slow(array, seed + number))
+        tensors[f"t{number}"] = Tensor(View.over(storages[-1], shape).transpose(order))
+        wanted[f"t{number}"] = array.transpose(order)
+    return Checkpoint(tensors), wanted, storages
+
+
+ROOMS = {  # buffer, ahead, column
+    "two columns": engine.Memory(512, 8 << 10, 4 << 10),
+    "one column": engine.Memory(512, 4 << 10, 4 << 10),
+    "much": engine.Memory(4096, 1 << 20, 1 << 19),
+    "short rows": engine.Memory(256, 600, 600),
+}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+@pytest.mark.parametrize("readers", [1, 2, 4])
+@pytest.mark.parametrize("seed", range(2))
+def test_columns_that_share_memory_do_not_disturb_each_other(
+    seed, readers, room, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(engine, "READERS", readers)
+    monkeypatch.setattr(engine, "BUFFERS", readers + 1)
+    monkeypatch.setattr(engine, "ASIDE", 64)
+    monkeypatch.setattr(engine, "memory", lambda _: ROOMS[room])
+    monkeypatch.setattr(layout, "GAP", 0)
+    checkpoint, wanted, storages = permuted(seed)
+    converter.save(checkpoint, tmp_path / "t.safetensors")
+    with converter.open(tmp_path / "t.safetensors") as found:
+        same(found, wanted)
+    if room in ("two columns", "much"):
+        assert all((storage.seen == 1).all() for storage in storages)
+
+
+@pytest.mark.parametrize("after", range(0, 18, 2))
+def test_a_column_that_cannot_be_read_ends_it_without_a_thread_that_waits(
+    after, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(engine, "ASIDE", 64)
+    monkeypatch.setattr(engine, "memory", lambda _: ROOMS["one column"])
+    checkpoint, _, storages = permuted(5)
+    left = iter(range(after))
+
+    def read(start: int, out: Array) -> None:
+        if next(left, None) is None:
+            raise CorruptFileError("truncated")
+
+    for storage in storages:
+        monkeypatch.setattr(storage, "read", read)
+    with pytest.raises(CorruptFileError, match="truncated") as caught:
+        converter.save(checkpoint, tmp_path / "t.safetensors")
+    assert caught.value.tensor in checkpoint
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("at", [0, 1, 5, 20])
+def test_an_interrupt_while_columns_wait_for_room(at, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "ASIDE", 64)
+    monkeypatch.setattr(engine, "memory", lambda _: ROOMS["one column"])
+    calls = iter(range(at))
+
+    def progress(tensor: str, nbytes: int) -> None:
+        if next(calls, None) is None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        converter.save(permuted(7)[0], tmp_path / "t.safetensors", progress=progress)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fault_in_the_plan_of_pieces_is_raised_and_nobody_waits(tmp_path, monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("bug")
+
+    monkeypatch.setattr(View, "boxes", broken)
+    with pytest.raises(ZeroDivisionError, match="bug"):
+        converter.save(permuted(1)[0], tmp_path / "t.safetensors")
+    assert not list(tmp_path.iterdir())
 
 
 # Failures.
