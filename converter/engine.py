@@ -195,6 +195,7 @@ class _Column:
         """Read it, as soon as there is room; what goes wrong is for those who want its parts."""
         for column in self.before:
             column.done.wait()
+        self.before = ()  # or each would keep all that were before it
         try:
             with context(tensor=self.name):
                 self._loaded = self._view.loaded(memory[self.start : self.start + self.nbytes])
@@ -413,9 +414,10 @@ class _Readers:
         for box in columns:
             yield _Column(name, tensor, box, self._nbytes)
         if not columns:
-            boxes = view.boxes(self._nbytes, ordered=ordered)
+            nbytes = min(self._nbytes, PIECE) if view.in_order else self._nbytes
+            boxes = view.boxes(nbytes, ordered=ordered)
             if len(boxes) > 1 and (view.in_order or boxes[0].pitch):  # each part is read once
-                boxes = view.in_pieces().boxes(self._nbytes, ordered=ordered)
+                boxes = view.in_pieces().boxes(nbytes, ordered=ordered)
             for box in boxes:
                 yield _Work(name, tensor, box)
 
