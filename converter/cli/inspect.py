@@ -13,7 +13,7 @@ from converter.cli.output import count, format_option, hint, say, say_json, size
 
 if TYPE_CHECKING:
     from converter.layout import View
-    from converter.tensors import Checkpoint
+    from converter.tensors import Checkpoint, TensorSpec
 
 PIECE = 16 << 20  # bytes whose statistics are taken at a time
 
@@ -70,15 +70,16 @@ def described(checkpoint: Checkpoint, names: Iterable[str]) -> list[dict[str, An
     """Some tensors, each as in the JSON."""
     from converter.tensors import dtype_name
 
-    return [
-        {
-            "name": name,
-            "dtype": dtype_name(spec.dtype),
-            "shape": list(spec.shape),
-            "nbytes": spec.nbytes,
-        }
-        for name, spec in ((name, checkpoint.specs[name]) for name in names)
-    ]
+    specs, rows = checkpoint.specs, []
+    known: dict[TensorSpec, dict[str, Any]] = {}  # of many tensors, few have a spec of their own
+    for name in names:
+        spec = specs[name]
+        facts = known.get(spec)
+        if facts is None:
+            dtype, shape = dtype_name(spec.dtype), list(spec.shape)
+            facts = known[spec] = {"dtype": dtype, "shape": shape, "nbytes": spec.nbytes}
+        rows.append({"name": name, **facts})
+    return rows
 
 
 def statistics(view: View) -> dict[str, float]:

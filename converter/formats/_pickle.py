@@ -29,10 +29,13 @@ A global that merely stands somewhere as a value is a `Stub`, and harmless.
 from __future__ import annotations
 
 import codecs
+import re
 import struct
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import compress
 from types import MappingProxyType
 from typing import Any
 
@@ -224,7 +227,7 @@ class Unpickler:
         self.stack: list[Any] = []
         self.memo: list[Any] = []  # picklers number what they remember from 0 on, or from 1
         self.gaps = 0  # numbers in it that were left out
-        self.persistent = persistent
+        self.persistent = persistent or _no_persistent
         self._table = table
         self._makers: dict[int, Callable[..., Any]] = {}  # by the id of a stub: all stubs live on
         self._where = where
@@ -241,8 +244,7 @@ class Unpickler:
         """
         try:
             return self._run()
-        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            # An empty stack, an unknown opcode or memo, text that is not UTF-8, a list as a key.
+        except _BROKEN as error:
             if self.position >= len(self.data) and self.data[self._opcode :] != b".":
                 raise self.short() from error
             raise CorruptFileError(
@@ -253,7 +255,7 @@ class Unpickler:
             error.offset = self._opcode if error.offset is None else error.offset
             raise
 
-    def _run(self) -> Any:  # noqa: C901, PLR0915 - calls would double the time of the loop
+    def _run(self) -> Any:  # noqa: C901, PLR0912, PLR0915 - calls would double the time of the loop
         """Run opcodes until the last.
 
         The ones of which a tensor has many are done here, where nothing is wrong with them.
@@ -261,8 +263,13 @@ class Unpickler:
         data, memo, stack, outer = self.data, self.memo, self.stack, self._outer
         nbytes, natural = len(data), int.from_bytes
         at = self.position
+        left = MAX_OPCODES
+        whole = isinstance(data, bytes)  # joblib reads piece by piece
         try:
-            for _ in range(MAX_OPCODES):
+            while True:
+                left -= 1
+                if left < 0:
+                    break
                 code = data[at]
                 if (
                     code == _LONG_BINPUT
@@ -280,6 +287,14 @@ class Unpickler:
                 ):
                     stack.append(value)
                     at += 2
+                elif (
+                    code == _MARK
+                    and whole
+                    and (match := _TENSOR.match(data, at))
+                    and (opcodes := self._tensor(match, stack, left))
+                ):
+                    at = match.end()
+                    left -= opcodes
                 elif code == _MARK and len(outer) < MAX_DEPTH:
                     outer.append(stack)
                     stack = []
@@ -312,7 +327,51 @@ class Unpickler:
         except BaseException:
             self._opcode, self.position = at, max(self.position, at + 1)
             raise
+        self._opcode = at
         raise self.limit(f"{MAX_OPCODES} opcodes")
+
+    def _tensor(self, match: re.Match[bytes], stack: list[Any], left: int) -> int:
+        """Do at once what the opcodes of a match of `_TENSOR` do; how many more than one they are.
+
+        0 where they are more than are `left`, or where anything is unusual or wrong: nothing was
+        done then, and one by one they do it, or say what is wrong.
+        """
+        kind, cls, length, key, put1, device, numel, put2, offset, *rest = match.groups()
+        size, put3, stride, put4, gradient, hooks, put5, put6, put7 = rest
+        puts = (put1, put2, put3, put4, put5, put6, put7)
+        count = self._numbered(puts) if any(puts) else 0
+        (size, size_opcodes), (stride, stride_opcodes) = _naturals(size), _naturals(stride)
+        opcodes = 15 + size_opcodes + stride_opcodes + count
+        copies = self._copies - len(size) - len(stride)
+        outer, memo, makers = self._outer, self.memo, self._makers
+        fits = opcodes <= left and copies >= 0 and len(outer) + 2 <= MAX_DEPTH
+        if count < 0 or not fits or self.gaps or len(key) != length[0]:
+            return 0
+        try:
+            name = key.decode()
+            kind = memo[kind[0]] if kind else "storage"
+            device = memo[device[0]] if device else "cpu"
+            identity = (kind, memo[cls[0]], name, device, int.from_bytes(numel[1:], "little"))
+            storage = self.persistent(identity)
+            if makers[id(memo[hooks[0]])] is not _dict or type(storage) in _SIZED:
+                return 0
+            made: dict[Any, Any] = {}
+            start = int.from_bytes(offset[1:], "little")
+            args = (storage, start, size, stride, gradient == b"\x88", made)
+            stack[-1] = tensor = makers[id(stack[-1])](*args)
+        except (ConverterError, *_BROKEN):
+            return 0
+        self._copies = copies
+        if count:
+            memo += compress((name, identity, size, stride, made, args, tensor), puts)
+        return opcodes
+
+    def _numbered(self, puts: tuple[bytes | None, ...]) -> int:
+        """How many values these numbers remember, if they go on where the memo ends; else -1."""
+        numbers = b"".join(filter(None, puts))
+        known, count = len(self.memo), len(numbers) // 4
+        as_due = numbers == _PUTS[count].pack(*range(known, known + count))
+        return count if as_due and known + count <= MAX_MEMO else -1
 
     # What opcodes are made of.
 
@@ -473,6 +532,40 @@ _SIZED = frozenset({list, tuple, dict, set, frozenset, str, bytes})
 _I32, _F64 = struct.Struct("<i"), struct.Struct(">d")
 
 
+# An empty stack, an unknown opcode or memo, text that is not UTF-8, a list as a key.
+_BROKEN = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+
+
+# What torch writes for each tensor, `Unpickler._tensor` does at once.
+
+_NATURAL = rb"(?:K.|M..|J...[\0-\x7f])"
+_PARTS = {
+    b"put": rb"(?:r(....))?",
+    b"natural": b"(%b)" % _NATURAL,
+    b"naturals": rb"(\)|N\x85|NN\x86|NNN\x87|\(N{4,32}t)".replace(b"N", _NATURAL),
+}
+_TENSOR = re.compile(
+    rb"""
+    \( \( (?: h(.) | X\x07\0\0\0storage ) h(.)           # the kind and the class of a storage
+    X (.)\0\0\0 ([0-9]{1,20}) %(put)b                    # its key
+    (?: h(.) | X\x03\0\0\0cpu ) %(natural)b t %(put)b Q  # its device and number of elements
+    %(natural)b %(naturals)b %(put)b %(naturals)b %(put)b  # offset, size, stride
+    ([\x88\x89]) h(.) \) R %(put)b t %(put)b R %(put)b  # gradient, no hooks; the call
+    """
+    % _PARTS,
+    re.DOTALL | re.VERBOSE,
+)
+_PUTS = [struct.Struct(f"<{count}I") for count in range(8)]
+
+
+@lru_cache(4096)
+def _naturals(data: bytes) -> tuple[tuple[int, ...], int]:
+    """The tuple that some opcodes make, and how many they are; most tensors share a few."""
+    found = re.findall(_NATURAL, data, re.DOTALL)
+    values = tuple(int.from_bytes(opcode[1:], "little") for opcode in found)
+    return values, len(values) + 1 + data.startswith(b"(")
+
+
 # The opcodes of which a tensor has many.
 
 
@@ -606,14 +699,12 @@ def _build(machine: Unpickler) -> None:
     machine.build(machine.stack[-1], state)
 
 
-def _persistent(machine: Unpickler, key: Any) -> Any:
-    if machine.persistent is None:
-        raise ValueError("a persistent id")
-    return machine.persistent(key)
+def _no_persistent(_key: Any) -> Any:
+    raise ValueError("a persistent id")
 
 
 def _persistent_id(machine: Unpickler) -> None:
-    machine.stack[-1] = _persistent(machine, machine.stack[-1])
+    machine.stack[-1] = machine.persistent(machine.stack[-1])
 
 
 def _stack_global(machine: Unpickler) -> Stub:
@@ -702,7 +793,7 @@ _OPCODES: Mapping[bytes, Opcode] = {  # but for K, M, \x86 and ., which `Unpickl
     b"i": _push(_instance),
     b"o": _push(_object),
     b"b": _build,
-    b"P": _push(lambda machine: _persistent(machine, machine.line().decode())),
+    b"P": _push(lambda machine: machine.persistent(machine.line().decode())),
     b"Q": _persistent_id,
     # framing
     b"\x80": _protocol,

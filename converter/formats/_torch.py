@@ -18,7 +18,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -414,12 +415,20 @@ def _view_of(array: NDArray[Any]) -> View:
     return View.over(computed, array.shape)
 
 
-class Place(NamedTuple):
-    """Where the bytes of a storage are in the file."""
+class Place(Protocol):
+    """Where the bytes of a storage are in the file: [offset, offset + stored); a zip's member."""
 
-    offset: int
-    nbytes: int
-    checksum: Checksum | None = None
+    @property
+    def offset(self) -> int:
+        """Where they start."""
+
+    @property
+    def stored(self) -> int:
+        """How many they are."""
+
+    @property
+    def checksum(self) -> Checksum | None:
+        """What proves them; made when it is asked for."""
 
 
 class Storages:
@@ -449,8 +458,17 @@ class Storages:
             return f"{leaf.dtype or leaf.storage.kind} {list(leaf.size)}: no such dtype in NumPy"
         if len(leaf.size) > MAX_RANK:
             raise LimitError(f"more than {MAX_RANK} axes", tensor=name)
-        self._account(math.prod(leaf.size) * dtype.itemsize, name)
-        self._check_inside(leaf, self._size(leaf.storage, dtype, name), name)
+        count, reach = _extent(leaf.size, leaf.stride)
+        self._account(count * dtype.itemsize, name)
+        size = self._size(leaf.storage, dtype, name)
+        last = leaf.storage.offset + leaf.offset + reach
+        if last >= size and count:
+            raise CorruptFileError(
+                "the tensor reaches outside its storage",
+                tensor=name,
+                expected=f"an index below {size}",
+                found=last,
+            )
         if dtype == F4:
             return TensorSpec((*leaf.size[:-1], 2 * leaf.size[-1]), dtype)
         return TensorSpec(leaf.size, dtype)
@@ -493,31 +511,19 @@ class Storages:
                 found=f"{self._described} bytes",
             )
 
-    def _check_inside(self, tensor: Strided, size: int, name: str) -> None:
-        last = tensor.storage.offset + tensor.offset
-        for n, step in zip(tensor.size, tensor.stride, strict=True):
-            last += (n - 1) * step
-        if last >= size and 0 not in tensor.size:
-            raise CorruptFileError(
-                "the tensor reaches outside its storage",
-                tensor=name,
-                expected=f"an index below {size}",
-                found=last,
-            )
-
     def _size(self, stored: Stored, dtype: np.dtype[Any], name: str) -> int:
         """The elements of a storage, of which there is enough in the file."""
         known = self._sizes.get((stored.key, stored.kind))
         if known != stored.numel:
             place = self._placed(stored, name)
             nbytes = stored.numel * (1 if stored.kind == UNTYPED else dtype.itemsize)
-            if place.nbytes != nbytes:
+            if place.stored != nbytes:
                 raise CorruptFileError(
                     "a storage and its record differ in size",
                     tensor=name,
                     offset=place.offset,
                     expected=f"{nbytes} bytes",
-                    found=f"{place.nbytes} bytes",
+                    found=f"{place.stored} bytes",
                 )
             self._sizes[stored.key, stored.kind] = stored.numel
         return stored.numel // dtype.itemsize if stored.kind == UNTYPED else stored.numel
@@ -541,7 +547,7 @@ class Storages:
     def _open(self, place: Place, dtype: np.dtype[Any], name: str) -> Storage:
         packed = dtype == F4
         raw_dtype = np.dtype(np.uint8) if packed else dtype
-        size = place.nbytes // raw_dtype.itemsize
+        size = place.stored // raw_dtype.itemsize
         region = Region(
             self._file, place.offset, raw_dtype, size, tensor=name, checksum=place.checksum
         )
@@ -550,6 +556,13 @@ class Storages:
         if self._swap and dtype.itemsize > 1:
             return Elementwise(View.over(region, (size,)), _swapped, dtype)
         return region
+
+
+@lru_cache(512)
+def _extent(size: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, int]:
+    """How many elements there are, and how far from the first the last is; many tensors agree."""
+    steps = zip(size, stride, strict=True)
+    return math.prod(size), sum((n - 1) * step for n, step in steps)
 
 
 def _dtype(tensor: Strided) -> np.dtype[Any] | None:

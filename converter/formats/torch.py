@@ -120,7 +120,7 @@ class _Archive:
             raise CorruptFileError(f"there is no record data/{storage.key}")
         if member.method != STORED:
             raise UnsupportedError("the record of a tensor is compressed")
-        return Place(member.offset, member.size, member.checksum)
+        return member
 
     def is_big_endian(self) -> bool:
         """Whether the storages are in that order; files that do not say are taken for little."""

@@ -18,7 +18,7 @@ The tar files from before torch 0.2 are recognised and refused.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from converter.errors import CorruptFileError, LimitError, UnsupportedError, context
 from converter.files import File
@@ -26,7 +26,6 @@ from converter.formats import Probe
 from converter.formats._pickle import CONTAINERS, EndsEarlyError, Stub, Table, Unpickler
 from converter.formats._torch import (
     TABLE,
-    Place,
     Storages,
     Stored,
     checkpoint_of,
@@ -141,7 +140,15 @@ class _Pickles:
         return whole
 
 
-def _places(file: File, pickles: _Pickles) -> dict[str, Place]:
+class _Place(NamedTuple):
+    """Where the bytes of a storage are; nothing proves them."""
+
+    offset: int
+    stored: int
+    checksum: None = None
+
+
+def _places(file: File, pickles: _Pickles) -> dict[str, _Place]:
     """Where the bytes of every storage are: they fill the rest of the file."""
     keys = pickles.keys
     named = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
@@ -164,9 +171,9 @@ def _places(file: File, pickles: _Pickles) -> dict[str, Place]:
                 expected=f"{storage.numel} elements",
                 found=f"{min(numbers)} elements",
             )
-        place = Place(at + _COUNT, storage.numel * storage.itemsize)
+        place = _Place(at + _COUNT, storage.numel * storage.itemsize)
         found[key] = place
-        at = place.offset + place.nbytes
+        at = place.offset + place.stored
     if at != file.size:
         raise CorruptFileError(
             "the file is truncated" if at > file.size else "the file goes on after its storages",
