@@ -49,7 +49,6 @@ except ImportError:
 
 Array = NDArray[Any]
 BLOCK = 1 << 18  # bytes; a buffer of this size, reused, stays in the L2 cache
-UNLOCKED = 1 << 16  # bytes that take so long to checksum that others should run meanwhile
 LOCK_SECONDS = 60.0  # how long a publication waits for its turn in a folder
 
 _SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([KMGT]?)(iB|B|)", re.IGNORECASE)
@@ -243,35 +242,7 @@ def _bytes_of(array: Array) -> NDArray[np.uint8]:
 
 def crc32c(data: Array | bytes, crc: int = 0) -> int:
     """CRC-32C (Castagnoli) of bytes, continued from `crc`."""
-    if isinstance(data, bytes):
-        return int(google_crc32c.extend(crc, data))
-    raw = _bytes_of(data)
-    extend = _crc32c_extend() if raw.size >= UNLOCKED else None
-    return extend(crc, raw.ctypes.data, raw.size) if extend else int(google_crc32c.extend(crc, raw))
-
-
-@functools.cache
-def _crc32c_extend() -> Callable[[int, int, int], int] | None:
-    """The function of the C library that google-crc32c is linked to, where it can be found.
-
-    `google_crc32c.extend` holds the interpreter lock for as long as it takes; ctypes does not.
-    """
-    with contextlib.suppress(ImportError, OSError, AttributeError):
-        import ctypes
-
-        from google_crc32c import _crc32c
-
-        extend = ctypes.CDLL(_crc32c.__file__).crc32c_extend
-        extend.restype, extend.argtypes = (
-            ctypes.c_uint32,
-            [
-                ctypes.c_uint32,
-                ctypes.c_void_p,
-                ctypes.c_size_t,
-            ],
-        )
-        return extend
-    return None
+    return int(google_crc32c.extend(crc, data if isinstance(data, bytes) else _bytes_of(data)))
 
 
 def crc32(data: Array | bytes, crc: int = 0) -> int:
@@ -457,11 +428,9 @@ class _Pieces:
     def read(self, start: int, out: Array) -> None:
         """Fill `out`; `ChecksumError` when it is the last piece, and they are not right."""
         self._region.bound(start, out.size)
-        raw, offset, crc = _bytes_of(out), start * self.dtype.itemsize, 0
-        for at in range(0, raw.size, BLOCK):
-            block = raw[at : at + BLOCK]
-            self._region.file.read_into(self._region.offset + offset + at, block)
-            crc = self._checksum.function(block, crc)
+        raw, offset = _bytes_of(out), start * self.dtype.itemsize
+        self._region.file.read_into(self._region.offset + offset, raw)
+        crc = self._checksum.function(raw, 0)
         with self._turn:
             self._found[offset] = raw.size, crc
             before, self._nbytes = self._nbytes, self._nbytes + raw.size

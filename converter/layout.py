@@ -46,7 +46,7 @@ TILE = 768 << 10  # what is turned at once: it should stay in the second-level c
 RUN = 1536  # of a row of a tile, which leaves room for long columns
 READ_RUN = 32 << 10  # a read costs a system call, so gather tiles until it is this long
 KERNEL = 18 << 20  # scratch memory at most: tiles side by side until a read is long enough
-READ_MOST = 1 << 20  # what is read before it is copied on, which it should be from the cache
+READ_MOST = 4 << 20  # what is read before it is copied on: long calls leave others the lock
 COLUMNS = (
     512  # of the target, that are brought there at once: a cache line each, in the first cache
 )
@@ -735,8 +735,9 @@ def _copy_blocks(box: _Box) -> None:
     if inward[-1] == target.ndim - 1:  # the innermost axis of the source is the target's
         _copy_runs(box, inward)
         return
-    if isinstance(box.storage, Memory | Computed) and _is_spread(box.strides[inward[-1]] * size):
-        _copy_spread(box, inward)
+    storage = box.storage
+    if isinstance(storage, Memory | Computed) and _is_spread(box.strides[inward[-1]] * size):
+        _copy_spread(box, storage, inward)
         return
     outward = range(target.ndim - 1, -1, -1)
     limit = TILE // size
@@ -775,14 +776,14 @@ def _is_spread(stride: int) -> bool:
     return stride % (2 * LINE) != 0
 
 
-def _copy_spread(box: _Box, inward: Sequence[int]) -> None:
+def _copy_spread(box: _Box, storage: Memory | Computed, inward: Sequence[int]) -> None:
     """Bring a box straight from memory to its place, some columns of the target at a time."""
-    innermost = box.target.ndim - 1
+    target, innermost = box.target, box.target.ndim - 1
     columns = [axis for axis in inward[::-1] if axis != innermost]
-    tile = _tile(box.target.shape, (columns, COLUMNS), ((innermost,), box.target.size))
-    buffer = np.empty(0, box.storage.dtype)
-    for cut, offset in _cuts(box, tile, tile):
-        _gather(box._replace(offset=offset, target=box.target[cut]), buffer)
+    tile = _tile(target.shape, (columns, COLUMNS), ((innermost,), target.size))
+    source = _strided(storage.array[box.offset :], target.shape, box.strides)
+    for cut, _ in _cuts(box, tile, tile):
+        _move(target[cut], _applied(box.functions, source[cut]))
 
 
 def _gather(box: _Box, buffer: Array) -> Array:
