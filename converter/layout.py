@@ -8,7 +8,8 @@ then permutes, reverses and casts in one pass from the storage into the caller's
 NumPy alone copies a permuted tensor at a tenth of the speed of memory: it walks the larger stride
 without blocking, and rows a power of two apart fall into the same cache set. So the kernel fetches
 a tile in long runs into a small scratch buffer, whose rows are padded and lie in the order in
-which the target wants them, and copies it from there, transposed.
+which the target wants them, and copies it from there, transposed. A view that was `loaded` lies in
+memory like that, and needs no scratch.
 """
 
 from __future__ import annotations
@@ -47,19 +48,17 @@ RUN = 1536  # of a row of a tile, which leaves room for long columns
 READ_RUN = 32 << 10  # a read costs a system call, so gather tiles until it is this long
 KERNEL = 18 << 20  # scratch memory at most: tiles side by side until a read is long enough
 READ_MOST = 4 << 20  # what is read before it is copied on: long calls leave others the lock
-COLUMNS = (
-    512  # of the target, that are brought there at once: a cache line each, in the first cache
-)
+LINE = 64  # of a cache
 GOOD_RUN = 8 << 10  # elements in a row that are as good as any number
 GAP = 32 << 10  # reading through a hole of this size costs no more than a second read
 
 USER_DEFINED = 2  # what `numpy.dtype.isbuiltin` is for ml_dtypes
 
-# Sizes in elements.
+# Counts, mostly of elements.
 ROW = 128  # rows shorter than this take in another axis
 PADDING = 16  # keeps rows that are a power of two apart out of one cache set
-LINE = 64  # bytes of a cache line
-SHORT = 4  # lines of a row that is not worth to be padded
+COLUMNS = 512  # that are turned at once: each has a line in the first-level cache
+SHORT = 4  # lines; what is no longer is not worth to be padded
 
 
 class Storage(Protocol):
@@ -335,9 +334,9 @@ class View(NamedTuple):
         """The same view over memory, for a reader that takes its elements in order.
 
         They are read as they lie in the storage, once and in long runs.  Its rows, along the axis
-        that is the storage's innermost, come in the order of this view and are padded, so that
-        such a reader goes in equal steps that are no power of two.  `memory` is an array of
-        `load_nbytes` bytes.
+        that is the storage's innermost, come in the order of this view and are padded to an odd
+        number of cache lines, so that such a reader goes in equal steps, from one set of a cache
+        to another.  `memory` is an array of `load_nbytes` bytes.
         """
         factors = self.factors
         steps, size = _rows(factors, self.dtype.itemsize)
