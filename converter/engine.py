@@ -41,7 +41,7 @@ SCRATCH = 4 << 20  # what is written is read again and checksummed through these
 ALIGNED = 64  # bytes; where a column starts
 LATE = 8  # a tensor that takes more than this part of the room comes late
 SHARE = 16  # a buffer is this part of what a limit leaves
-LEAST = 60 << 20  # bytes that a limit must leave
+LEAST = 64 << 20  # bytes that a limit must leave
 
 Progress = Callable[[str, int], None]
 

@@ -387,9 +387,9 @@ class Region:
         The checksum is verified by the last piece, not before the first, and nothing read twice.
         """
         checksum, nbytes = self._unverified, self.size * self.dtype.itemsize
-        if checksum is None or checksum.function not in POLYNOMIALS:
+        if checksum is None or (checksum.offset, checksum.nbytes) != (self.offset, nbytes):
             return self
-        if (checksum.offset, checksum.nbytes) != (self.offset, nbytes):
+        if checksum.function not in POLYNOMIALS:
             return self
         return _Pieces(self, checksum)
 

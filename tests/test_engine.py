@@ -144,10 +144,10 @@ def test_every_tensor_is_what_numpy_makes_of_it(name, memory, tmp_path):
     assert all(file.exists() for file in saved.files)
 
 
-@pytest.mark.parametrize("name", ["safetensors", "torch", "tf-v1", "tf-v2", "npz"])
+@pytest.mark.parametrize("name", WRITERS)
 def test_files_are_read_in_pieces_as_well(name, memory, tmp_path):
     arrays = sources()
-    if name in ("tf-v1", "npz"):  # which have no bfloat16
+    if name in ("tf-v1", "npz", "keras-h5"):  # which have no bfloat16
         arrays["net/half"] = arrays["net/half"].astype(np.float16)
     source = target(tmp_path / "source", name)
     source.parent.mkdir()
