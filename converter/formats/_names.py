@@ -11,6 +11,8 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
 def name_problem(name: str) -> str:
     """What is wrong with the name of a tensor, as the end of "its name …"; "" when nothing is."""
+    if name.isascii() and name.isprintable() and 0 < len(name) <= MAX_NAME:
+        return ""  # as nearly always
     if not name:
         return "is empty"
     if _UNPRINTABLE.search(name):

@@ -16,6 +16,7 @@ the container's matter: a zip, a file of the time before, or a part of a folder.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -320,7 +321,7 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
     """The named parts of a container; those of a pickled module are its state dict's."""
     if isinstance(value, dict):
         for index, (key, child) in enumerate(value.items()):
-            plain = isinstance(key, str | int | float) or key is None
+            plain = type(key) is str or isinstance(key, str | int | float) or key is None
             yield (str(key) if plain else f"#{index}"), child
     elif isinstance(value, list | tuple):
         yield from ((str(index), child) for index, child in enumerate(value))
@@ -444,7 +445,6 @@ class Storages:
         self._swap = swap
         self._described = 0  # logical bytes of all tensors
         self._limit = max(FREE_BYTES, MAX_EXPANSION * file.size)
-        self._sizes: dict[tuple[str, str], int] = {}  # checked ones, in elements
         self._storages: dict[tuple[str, np.dtype[Any]], Storage] = {}
 
     def check(self, leaf: Leaf, name: str) -> TensorSpec | str:
@@ -453,31 +453,31 @@ class Storages:
             elements: NDArray[Any] = np.asarray(leaf.elements)
             self._account(elements.nbytes, name)
             return TensorSpec(elements.shape, elements.dtype.newbyteorder("="))
-        dtype = _dtype(leaf)
-        if dtype is None:
-            return f"{leaf.dtype or leaf.storage.kind} {list(leaf.size)}: no such dtype in NumPy"
-        if len(leaf.size) > MAX_RANK:
+        storage = leaf.storage
+        facts = (storage.kind, leaf.dtype, leaf.size)
+        if len(leaf.size) > MAX_RANK and _dtype(*facts) is not None:
             raise LimitError(f"more than {MAX_RANK} axes", tensor=name)
-        count, reach = _extent(leaf.size, leaf.stride)
-        self._account(count * dtype.itemsize, name)
-        size = self._size(leaf.storage, dtype, name)
-        last = leaf.storage.offset + leaf.offset + reach
-        if last >= size and count:
+        known = _layout(*facts, leaf.stride)
+        if known is None:
+            return f"{leaf.dtype or storage.kind} {list(leaf.size)}: no such dtype in NumPy"
+        spec, nbytes, itemsize, reach = known
+        self._account(nbytes, name)
+        size = self._size(storage, itemsize, name)
+        last = storage.offset + leaf.offset + reach
+        if last >= size and nbytes:
             raise CorruptFileError(
                 "the tensor reaches outside its storage",
                 tensor=name,
                 expected=f"an index below {size}",
                 found=last,
             )
-        if dtype == F4:
-            return TensorSpec((*leaf.size[:-1], 2 * leaf.size[-1]), dtype)
-        return TensorSpec(leaf.size, dtype)
+        return spec
 
     def view(self, leaf: Leaf, name: str) -> View:
         """A description, checked before, as a view."""
         if isinstance(leaf, NumpyArray):
             return _view_of(np.asarray(leaf.elements))
-        dtype = _dtype(leaf)
+        dtype = _dtype(leaf.storage.kind, leaf.dtype, leaf.size)
         if dtype is None:
             raise ValueError("a tensor without a dtype has no view")
         view = self._strided(leaf, dtype, name)
@@ -511,22 +511,20 @@ class Storages:
                 found=f"{self._described} bytes",
             )
 
-    def _size(self, stored: Stored, dtype: np.dtype[Any], name: str) -> int:
+    def _size(self, stored: Stored, itemsize: int, name: str) -> int:
         """The elements of a storage, of which there is enough in the file."""
-        known = self._sizes.get((stored.key, stored.kind))
-        if known != stored.numel:
-            place = self._placed(stored, name)
-            nbytes = stored.numel * (1 if stored.kind == UNTYPED else dtype.itemsize)
-            if place.stored != nbytes:
-                raise CorruptFileError(
-                    "a storage and its record differ in size",
-                    tensor=name,
-                    offset=place.offset,
-                    expected=f"{nbytes} bytes",
-                    found=f"{place.stored} bytes",
-                )
-            self._sizes[stored.key, stored.kind] = stored.numel
-        return stored.numel // dtype.itemsize if stored.kind == UNTYPED else stored.numel
+        place = self._placed(stored, name)
+        untyped = stored.kind == UNTYPED
+        nbytes = stored.numel * (1 if untyped else itemsize)
+        if place.stored != nbytes:
+            raise CorruptFileError(
+                "a storage and its record differ in size",
+                tensor=name,
+                offset=place.offset,
+                expected=f"{nbytes} bytes",
+                found=f"{place.stored} bytes",
+            )
+        return stored.numel // itemsize if untyped else stored.numel
 
     def _placed(self, stored: Stored, name: str) -> Place:
         try:
@@ -559,16 +557,25 @@ class Storages:
 
 
 @lru_cache(512)
-def _extent(size: tuple[int, ...], stride: tuple[int, ...]) -> tuple[int, int]:
-    """How many elements there are, and how far from the first the last is; many tensors agree."""
-    steps = zip(size, stride, strict=True)
-    return math.prod(size), sum((n - 1) * step for n, step in steps)
+def _layout(
+    kind: str, name: str, size: tuple[int, ...], stride: tuple[int, ...]
+) -> tuple[TensorSpec, int, int, int] | None:
+    """The spec of a tensor; bytes of all elements and of a stored one; how far the last one is.
+
+    None when NumPy has no such dtype.  Many tensors agree.
+    """
+    dtype = _dtype(kind, name, size)
+    if dtype is None:
+        return None
+    shape = (*size[:-1], 2 * size[-1]) if dtype == F4 else size
+    reach = sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    return TensorSpec(shape, dtype), math.prod(size) * dtype.itemsize, dtype.itemsize, reach
 
 
-def _dtype(tensor: Strided) -> np.dtype[Any] | None:
-    """The dtype of a tensor, None when NumPy has nothing like it."""
-    name = tensor.dtype or STORAGES.get(tensor.storage.kind, "")
-    if name == FP4_PAIR and not tensor.size:
+def _dtype(kind: str, name: str, size: tuple[int, ...]) -> np.dtype[Any] | None:
+    """The dtype of a tensor, by torch's name or else its storage's kind; None: NumPy has none."""
+    name = name or STORAGES.get(kind, "")
+    if name == FP4_PAIR and not size:
         return None  # there is no axis along which a pair could lie
     return DTYPES.get(name)
 
@@ -590,6 +597,7 @@ def checkpoint_of(  # noqa: PLR0913 - a checkpoint's facts, each by name
     walk = Walk(min(MAX_NAMES, 1000 + pickled // 8))
     walk.find(saved, "")
     specs: dict[str, TensorSpec] = {}
+    uses = Counter(map(_origin, walk.tensors.values()))
     same: dict[Any, list[str]] = {}
     for name, leaf in walk.tensors.items():
         spec = storages.check(leaf, name)
@@ -597,7 +605,8 @@ def checkpoint_of(  # noqa: PLR0913 - a checkpoint's facts, each by name
             walk.unsupported[name] = spec
             continue
         specs[name] = spec
-        same.setdefault(_identity(leaf), []).append(name)
+        if uses[_origin(leaf)] > 1:
+            same.setdefault(_identity(leaf), []).append(name)
     return Checkpoint(
         LazyTensors(specs, lambda name: storages.view(walk.tensors[name], name)),
         format=format,
@@ -607,6 +616,11 @@ def checkpoint_of(  # noqa: PLR0913 - a checkpoint's facts, each by name
         unsupported={**unsupported, **walk.unsupported},
         on_close=file.close,
     )
+
+
+def _origin(tensor: Leaf) -> str | int:
+    """Where a tensor's elements are: two without this in common are not one."""
+    return id(tensor) if isinstance(tensor, NumpyArray) else tensor.storage.key
 
 
 def _identity(tensor: Leaf) -> Any:

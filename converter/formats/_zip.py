@@ -21,7 +21,7 @@ import struct
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +43,22 @@ _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR = struct.Struct("<4sIQI")
 _END = struct.Struct("<4s4H2IH")
 _FIELD = struct.Struct("<2H")  # the head of an extra field
+_ENTRY = np.dtype(  # what is read of `_CENTRAL` in bulk …
+    {
+        "names": ["flags", "method", "facts", "name", "extra", "comment", "disk", "offset"],
+        "formats": ["<u2", "<u2", "(3,)<u4", "<u2", "<u2", "<u2", "<u2", "<u4"],
+        "offsets": [8, 10, 16, 28, 30, 32, 34, 42],
+        "itemsize": _CENTRAL.size,
+    }
+)
+_HEADER = np.dtype(  # … and of `_LOCAL`; facts: crc, stored and inflated size
+    {
+        "names": ["signature", "flags", "method", "facts", "name", "extra"],
+        "formats": ["<u4", "<u2", "<u2", "(3,)<u4", "<u2", "<u2"],
+        "offsets": [0, 6, 8, 14, 26, 28],
+        "itemsize": _LOCAL.size,
+    }
+)
 _FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF  # "see the zip64 record"
 _ENCRYPTED, _DESCRIPTOR, _UTF8 = 0x2041, 0x0008, 0x0800
 _ZIP64, _PADDING = 0x0001, 0x4246  # ids of extra fields; the second reads "FB", as torch pads
@@ -114,7 +130,11 @@ def members(file: File, start: int = 0, stop: int | None = None) -> dict[str, Me
             "the zip directory is not where its end record says",
             hint="bytes were cut out or put in; a broken download is the usual cause",
         )
-    entries = _directory(file, start, end)
+    directory = file.read(start + end.offset, end.nbytes)
+    plain = _plain_members(file, start, end, directory)
+    if plain is not None:
+        return plain
+    entries = _directory(file, start, end, directory)
     names = [entry.name for entry in entries]
     if len(set(names)) < len(names):
         ((name, _),) = Counter(names).most_common(1)
@@ -207,8 +227,93 @@ def _end64(file: File, start: int, plain: _End) -> _End | None:
     return wide
 
 
-def _directory(file: File, start: int, end: _End) -> list[_Central]:
-    data = file.read(start + end.offset, end.nbytes)
+def _plain_members(file: File, start: int, end: _End, directory: bytes) -> dict[str, Member] | None:
+    """The members of a plain archive, all at once; None where anything is unusual or wrong.
+
+    In a plain one the directory is in the order of the file, sizes and offsets have 32 bits and
+    names are ASCII.  What is wrong with another, the functions below say, entry by entry.
+    """
+    listed = _plain_entries(directory, end.members)
+    if listed is None:
+        return None
+    entries, names = listed
+    header = start + entries["offset"].astype(np.int64)
+    data = header + _LOCAL.size + entries["name"]  # where they start, but for the extra fields
+    following = np.append(header[1:], start + end.offset)
+    crc, stored, size = entries["facts"].T
+    if (data + stored > following).any():
+        return None
+    heads = _plain_headers(file, header, data, names)
+    if heads is None:
+        return None
+    data += heads["extra"]
+    later = (heads["flags"] & _DESCRIPTOR != 0) & ~heads["facts"].any(1)
+    right = (later | (heads["facts"] == entries["facts"]).all(1)) & (data + stored <= following)
+    for part in ("flags", "method", "name"):
+        right &= heads[part] == entries[part]
+    if not right.all() or (heads["signature"] != int.from_bytes(b"PK\x03\x04", "little")).any():
+        return None
+    columns = (part.tolist() for part in (entries["method"], data, stored, size, crc, header))
+    rows = zip(names, *columns, strict=True)
+    found = dict(zip(names, map(tuple.__new__, repeat(Member), rows), strict=True))
+    return found if len(found) == len(names) else None
+
+
+def _plain_entries(directory: bytes, count: int) -> tuple[NDArray[Any], list[str]] | None:
+    """The entries of a plain directory, and their names; None where any is not plain."""
+    pieces = directory.split(b"PK\x01\x02")
+    sizes = np.fromiter(map(len, pieces[1:]), np.int64) + 4
+    if not 0 < len(sizes) == count or pieces[0] or sizes.min() < _CENTRAL.size:
+        return None
+    at = np.cumsum(sizes) - sizes
+    entries = _gathered(directory, at, _ENTRY)
+    flags, method, facts = entries["flags"], entries["method"], entries["facts"]
+    stop = at + _CENTRAL.size + entries["name"]
+    right = (
+        (stop + entries["extra"] + entries["comment"] == at + sizes)
+        & (entries["name"] > 0)
+        & (entries["disk"] == 0)
+        & (entries["offset"] < _FULL32)
+        & (facts[:, 1:] < _FULL32).all(1)
+        & (flags & _ENCRYPTED == 0)
+        & ((method == DEFLATED) | (method == STORED) & (facts[:, 1] == facts[:, 2]))
+    )
+    if not right.all():
+        return None
+    text = directory.decode("latin-1")
+    starts = (at + _CENTRAL.size).tolist()
+    names = [text[start:stop] for start, stop in zip(starts, stop.tolist(), strict=True)]
+    together = "".join(names)
+    return (entries, names) if together.isascii() and "\0" not in together else None
+
+
+def _plain_headers(
+    file: File, start: NDArray[np.int64], stop: NDArray[np.int64], names: Sequence[str]
+) -> NDArray[Any] | None:
+    """The local headers that start and, with their names, stop there; None for other names."""
+    found = np.empty(len(names), _HEADER)
+    near = np.searchsorted(start, start + _AHEAD).tolist()
+    first = 0
+    while first < len(names):
+        last = near[first] if near[first] - first >= _FEW else first + 1
+        base = int(start[first])
+        data = file.read(base, int(stop[last - 1]) - base)
+        at = start[first:last] - base
+        found[first:last] = _gathered(data, at, _HEADER)
+        names_at = (at + _LOCAL.size).tolist()
+        if not all(map(data.decode("latin-1").startswith, names[first:last], names_at)):
+            return None
+        first = last
+    return found
+
+
+def _gathered(data: bytes, at: NDArray[np.int64], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Structures that lie anywhere in some bytes, as one array."""
+    anywhere = np.ndarray(len(data) - dtype.itemsize + 1, dtype, data, strides=(1,))
+    return anywhere[at]
+
+
+def _directory(file: File, start: int, end: _End, data: bytes) -> list[_Central]:
     found = []
     at = 0
     for _ in range(end.members):

@@ -95,13 +95,14 @@ class _Archive:
     """The records of one saved object."""
 
     def __init__(self, file: File, records: Mapping[str, Member]) -> None:
-        if any(_base(name) in _PROGRAM for name in records):
+        special = [name for name in records if name.endswith(("data.pkl", *_PROGRAM))]
+        if any(_base(name) in _PROGRAM for name in special):
             raise UnsupportedError(
                 "a program of torch.export (.pt2)",
                 hint="load it with torch, and torch.save its state_dict",
             )
         depth = 2  # deeper ones are not torch's
-        pickles = [n for n in records if _base(n) == "data.pkl" and n.count("/") < depth]
+        pickles = [n for n in special if _base(n) == "data.pkl" and n.count("/") < depth]
         if len(pickles) != 1:
             raise CorruptFileError(f"{len(pickles)} records named data.pkl", expected="one")
         self._file = file
@@ -132,9 +133,11 @@ class _Archive:
     def program(self) -> dict[str, str]:
         """What else is in a TorchScript archive."""
         found = {}
-        if any(name.startswith(f"{self._root}code/") for name in self._records):
+        code, constant = f"{self._root}code/", f"{self._root}constants/"
+        parts = [name for name in self._records if name.startswith((code, constant))]
+        if any(name.startswith(code) for name in parts):
             found["code/"] = "a TorchScript program: its parameters and buffers are read"
-        constants = sum(name.startswith(f"{self._root}constants/") for name in self._records)
+        constants = sum(name.startswith(constant) for name in parts)
         if constants:
             found["constants/"] = f"{constants} tensors that are constants of the program"
         return found

@@ -35,7 +35,7 @@ from converter.errors import (
     UnsafeContentError,
     UnsupportedError,
 )
-from converter.formats import _torch_write, open_checkpoint, recognise
+from converter.formats import _torch_write, _zip, open_checkpoint, recognise
 from converter.formats import torch as format_torch
 from converter.formats._pickle import Pickler
 from converter.formats._zip import ZipLayout
@@ -376,6 +376,19 @@ def test_a_file_without_checksums(torch, tmp_path):
 
 
 @pytest.mark.oracle
+def test_the_directory_of_torch_is_read_at_once(torch, tmp_path, monkeypatch):
+    path = tmp_path / "x.pt"
+    torch.save({str(number): torch.zeros(3) for number in range(100)}, path)
+    monkeypatch.setattr(_zip, "_directory", None)  # what goes entry by entry
+    file = files.File(path)
+    found = _zip.members(file)
+    file.close()
+    with zipfile.ZipFile(path) as archive:
+        assert [(m.name, m.header, m.size, m.crc) for m in found.values()] == [
+            (i.filename, i.header_offset, i.file_size, i.CRC) for i in archive.infolist()
+        ]
+
+
 def test_a_name_that_is_not_ascii_and_a_buffer(torch, tmp_path):
     saved = {"gewöhnlich.重み": torch.ones(2)}
     torch.save(saved, tmp_path / "模型.pt")

@@ -114,7 +114,9 @@ def test_reads_what_python_writes(opened, method):
     assert read_all(opened(by_zipfile(compression=method))) == CONTENTS
 
 
-def test_reads_descriptors_zip64_fields_and_comments(opened):
+def by_pipe(contents=CONTENTS, *, wide=()):
+    """An archive that was never sought in: crc and sizes follow the data."""
+
     class Pipe(io.BytesIO):
         def seekable(self):
             return False
@@ -127,11 +129,15 @@ def test_reads_descriptors_zip64_fields_and_comments(opened):
 
     stream = Pipe()
     with zipfile.ZipFile(stream, "w") as archive:
-        for name, data in CONTENTS.items():
-            with archive.open(name, "w", force_zip64=name == "a/x") as member:
+        for name, data in contents.items():
+            with archive.open(name, "w", force_zip64=name in wide) as member:
                 member.write(data)
         archive.comment = b"no PK here"
-    assert read_all(opened(stream.getvalue())) == CONTENTS
+    return stream.getvalue()
+
+
+def test_reads_descriptors_zip64_fields_and_comments(opened):
+    assert read_all(opened(by_pipe(wide={"a/x"}))) == CONTENTS
 
 
 def test_reads_an_archive_inside_a_file(tmp_path, opened):
@@ -148,6 +154,83 @@ def test_a_checksum_proves_stored_data_only(opened):
     found = members(opened(by_zipfile()))
     assert found["a/x"].checksum.expected == zlib.crc32(CONTENTS["a/x"])
     assert found["a/empty"].checksum is None
+
+
+# ── all at once, or entry by entry ───────────────────────────────────────────────────────────────
+
+MANY = {
+    f"a/{number}": bytes([number] * 9) for number in range(100)
+}  # > `_zip._FEW`, close together
+
+
+def by_numpy():
+    stream = io.BytesIO()
+    np.savez(stream, **{name: np.arange(3) for name in ("a", "b")})
+    return stream.getvalue()
+
+
+def with_fields():
+    """Extra fields and comments, which no two of the headers have to share."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, data in CONTENTS.items():
+            info = zipfile.ZipInfo(name.replace("ünï", "uni"))
+            info.extra, info.comment = struct.pack("<2HI", 0x4246, 4, 7), b"why " + name.encode()
+            archive.writestr(info, data)
+    return stream.getvalue()
+
+
+def outcome(file):
+    try:
+        return list(members(file).items())
+    except ConverterError as error:
+        return type(error), error.offset, str(error)
+
+
+ARCHIVES = {  # and whether they are plain
+    "ours": (lambda path: by_us(path, {"a": b"1", "bb": b"22" * 999}), True),
+    "ours, not ASCII": (by_us, False),
+    "ours, many": (lambda path: by_us(path, MANY), True),
+    "ours, wide": (lambda path: by_us(path, MANY, limit=1), False),
+    "Python's": (lambda _: by_zipfile({"a": b"1", "bb": b"22"}), True),
+    "deflated": (lambda _: by_zipfile(MANY, compression=zipfile.ZIP_DEFLATED), True),
+    "descriptors": (lambda _: by_pipe(MANY), True),
+    "descriptors, wide": (lambda _: by_pipe(MANY, wide=MANY), False),
+    "fields and comments": (lambda _: with_fields(), True),
+    "NumPy's": (lambda _: by_numpy(), False),
+}
+
+
+@pytest.mark.parametrize(("make", "plain"), ARCHIVES.values(), ids=ARCHIVES)
+def test_plain_archives_are_read_at_once_as_entry_by_entry(
+    tmp_path, opened, monkeypatch, make, plain
+):
+    """300 archives with one to three changed bytes in a header, the original among them."""
+    data = np.frombuffer(make(tmp_path / "x.zip"), np.uint8)
+    heads = [at for at in range(data.size) if data[at : at + 2].tobytes() == b"PK"]
+    near = np.unique(np.add.outer(heads, np.arange(60)).clip(max=data.size - 1))
+    rng = np.random.default_rng(8)
+    fast = _zip._plain_members
+    taken = []
+
+    def counted(*args):
+        taken.append(fast(*args))
+        return taken[-1]
+
+    for trial in range(300):
+        mutant = data.copy()
+        if trial:
+            at = rng.choice(near, rng.integers(1, 4))
+            mutant[at] = rng.choice([0, 1, 8, 255, rng.integers(256), mutant[at[0]] ^ 1])
+        file = opened(mutant.tobytes())
+        monkeypatch.setattr(_zip, "_plain_members", counted)
+        at_once = outcome(file)
+        monkeypatch.setattr(_zip, "_plain_members", lambda *_: None)
+        assert outcome(file) == at_once
+        file.close()
+        if not trial:
+            assert isinstance(at_once, list)
+            assert (taken == [dict(at_once)]) == plain
 
 
 # ── archives to refuse ───────────────────────────────────────────────────────────────────────────
