@@ -302,16 +302,12 @@ class _Readers:
         self._room = room
         self._columns: list[_Column] = []
         self._stopped = False
-        late = [each for each in tensors if self._is_late(each[1].view)]
-        names = {name for name, *_ in late}
-        soon = [each for each in tensors if each[0] not in names]
+        soon: list[_Tensor] = []
+        late: list[_Tensor] = []
+        for each in tensors:
+            (late if self._is_late(each[1].view) else soon).append(each)
         self.order = [(name, place) for name, _, place in (*soon, *late)]
-        self._work = self._scheduled(
-            *(
-                itertools.chain.from_iterable(itertools.starmap(self._cut, each))
-                for each in (soon, late)
-            )
-        )
+        self._work = self._scheduled(self._cut_all(soon), self._cut_all(late))
         self._turn = threading.Lock()
         self._free: queue.SimpleQueue[Array | None] = queue.SimpleQueue()
         self._ahead: queue.SimpleQueue[_Promise] = queue.SimpleQueue()
@@ -352,7 +348,7 @@ class _Readers:
 
     def _is_late(self, view: View) -> bool:
         least = self._room.ahead // LATE
-        return view.load_nbytes > least and not (view.in_order or view.in_memory)
+        return view.load_nbytes > least and _is_permuted(view)
 
     def _scheduled(self, soon: Stages, late: Stages) -> Stages:
         """All pieces in order, and columns that are to be loaded, as early as there is room.
@@ -399,6 +395,9 @@ class _Readers:
         while waiting and isinstance(waiting[0], _Work):
             yield waiting.popleft()
 
+    def _cut_all(self, tensors: Sequence[_Tensor]) -> Stages:
+        return itertools.chain.from_iterable(itertools.starmap(self._cut, tensors))
+
     def _cut(self, name: str, tensor: Tensor, place: Place | None) -> Stages:
         view, ordered = tensor.view, place is None
         if not view.size:  # nobody waits for a piece of it
@@ -406,8 +405,7 @@ class _Readers:
         if view.dtype == STRING:
             yield _Work(name, tensor, None)
             return
-        straight = view.in_order or view.in_memory
-        columns = [] if straight else self._cut_columns(view, ordered=ordered)
+        columns = self._cut_columns(view, ordered=ordered) if _is_permuted(view) else []
         if len(columns) == 1 and view.load_nbytes <= ASIDE and view.nbytes <= self._nbytes:
             yield _Work(name, tensor, columns[0], loaded=True)
             return
@@ -454,6 +452,11 @@ class _Readers:
             except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
                 promise.put(error)
         self._free.put(None)  # for the other threads
+
+
+def _is_permuted(view: View) -> bool:
+    """Whether it is worth to be loaded before it is permuted."""
+    return not (view.in_order or view.in_memory)
 
 
 def _read(work: _Work, buffer: Array) -> _Piece:
