@@ -1,13 +1,14 @@
 """Any checkpoint → a file: order, threads, the memory window, progress.
 
-Threads read, check and permute pieces into buffers of a small pool; the caller's thread checksums
-and writes them.  All spend their time in calls that release the interpreter lock, so the cores are
-used, and memory is the pool whatever the sizes of the tensors.
+Threads read, check and permute pieces in buffers of a small pool, and write and checksum them where
+they belong; pieces that have no place yet are handed to the caller's thread, which writes these.
+All spend their time in calls that release the interpreter lock, so the cores are used, and memory
+is the pool whatever the sizes of the tensors.
 
 A permuted tensor is first loaded into memory, in the order of its source, and then permuted from
 there.  A large one is loaded in columns: cut across the order of the target, so that its source is
-read once whatever the room.  The rows of a column go to their places, and the target is checksummed
-from there when all are written.
+read once whatever the room.  The rows of a column go to their places, and the target's checksum is
+joined from theirs.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from converter import formats
-from converter.errors import LimitError, UnrepresentableError, context
-from converter.files import StagedFile
+from converter.errors import LimitError, TargetError, UnrepresentableError, context
+from converter.files import Pieces, Place
 from converter.layout import READ_MOST, Array, Box, View
-from converter.tensors import STRING, Checkpoint, Tensor, TensorSpec
+from converter.tensors import STRING, Checkpoint, TensorSpec
 
-READERS = 2  # threads that read; the caller writes, which leaves it time to spare
+READERS = 2  # threads that do the work: so many cores are kept busy, and more wait for the lock
 BUFFERS = READERS + 1  # one for each of them, and one for the caller
 WINDOW = 36 << 20  # bytes of all buffers together, unless told
 AHEAD = 208 << 20  # bytes of permuted tensors in memory, unless told
@@ -37,7 +38,6 @@ COLUMNS = 2  # that have room there: one is loaded while another is permuted
 ASIDE = 1 << 20  # bytes of a permuted tensor that is not worth to be loaded ahead of its time
 PIECE = 4 << 20  # bytes that are checksummed and written while they are in the cache
 BASE = 50 << 20  # bytes of the interpreter and the libraries, as measured
-SCRATCH = 4 << 20  # what is written is read again and checksummed through these
 ALIGNED = 64  # bytes; where a column starts
 LATE = 8  # a tensor that takes more than this part of the room comes late
 SHARE = 16  # a buffer is this part of what a limit leaves
@@ -79,14 +79,14 @@ def memory(limit: int | None) -> Memory:
             expected=f"at least {LEAST >> 20} MiB",
             found=f"{limit >> 20} MiB",
         )
-    room = Memory(min((limit - BASE - SCRATCH) // SHARE, room.buffer), 0, 0)
+    room = Memory(min((limit - BASE) // SHARE, room.buffer), 0, 0)
     ahead = min(limit - _peak(room), AHEAD)
     return room._replace(ahead=ahead, column=ahead)  # long rows are worth more than a second one
 
 
 def _peak(room: Memory) -> int:
     each = room.buffer + READ_MOST + min(ASIDE, room.ahead)  # the copy kernel takes a buffer's size
-    return BASE + SCRATCH + BUFFERS * room.buffer + READERS * each + room.ahead
+    return BASE + BUFFERS * room.buffer + READERS * each + room.ahead
 
 
 def peak_memory(specs: Mapping[str, TensorSpec], limit: int | None = None) -> int:
@@ -139,12 +139,16 @@ def save(  # noqa: PLR0913 - how a target is to be written, each by name
         resume=resume,
     )
     try:
-        places = {name: sink.place(name) for name in sink.order}
-        with _Readers(checkpoint, places, room) as readers:
-            for name, place in readers.order:
+        homes = {name: _home(sink, name, spec) for name in sink.order for spec in [specs[name]]}
+        with _Readers(checkpoint, homes, room) as readers:
+            for name, home in readers.order:
                 with context(tensor=name):
                     pieces = readers.pieces(name, specs[name], progress)
-                    _write(sink, name, place, specs[name], pieces)
+                    if home:
+                        deque(pieces, 0)  # none, but this waits until all are written
+                        sink.placed(name, home.crc)
+                    else:
+                        sink.write(name, pieces)
         sink.commit()
     except BaseException:
         sink.abort()
@@ -154,8 +158,41 @@ def save(  # noqa: PLR0913 - how a target is to be written, each by name
     return Saved(tuple(sink.files), row.name, len(specs), nbytes, resumed)
 
 
-Place = tuple[StagedFile, int]
-_Tensor = tuple[str, Tensor, Place | None]
+class _Home:
+    """A tensor's place in a file, where readers write it themselves."""
+
+    def __init__(self, place: Place, spec: TensorSpec) -> None:
+        self._place = place
+        self._spec = spec
+        self._pieces = Pieces(place.checksum) if place.checksum else None
+
+    def write(self, box: Box, array: Array) -> None:
+        """Write a piece, whose rows may lie apart."""
+        file, width = self._place.file, array.itemsize
+        offset = self._place.offset + box.start * width
+        file.write_rows(offset, array.reshape(box.rows, -1), box.pitch * width, self._pieces)
+
+    @property
+    def crc(self) -> int:
+        """The checksum of all that was written, if one is wanted."""
+        if self._pieces is None:
+            return 0
+        crc = self._pieces.joined(self._spec.nbytes, self._place.initial)
+        if crc is None:
+            raise TargetError("the pieces of a tensor do not add up", expected=self._spec)
+        return crc
+
+
+def _home(sink: formats.Sink, name: str, spec: TensorSpec) -> _Home | None:
+    """Make a tensor's home, if readers may write it."""
+    place = None if spec.dtype == STRING else sink.place(name)
+    return place and _Home(place, spec)
+
+
+class _Tensor(NamedTuple):
+    name: str
+    view: View
+    home: _Home | None
 
 
 class _Stopped(Exception):  # noqa: N818 - nothing is wrong
@@ -169,10 +206,10 @@ class _Column:
     share their memory: there is room for one when those `before` it are done with.
     """
 
-    def __init__(self, name: str, tensor: Tensor, box: Box, nbytes: int) -> None:
-        self.name = name
+    def __init__(self, tensor: _Tensor, box: Box, nbytes: int) -> None:
+        self.name = tensor.name
         self.nbytes = box.view.load_nbytes
-        self.parts = [_Work(name, tensor, part, self) for part in box.cut(nbytes)]
+        self.parts = [_Work(tensor, part, self) for part in box.cut(nbytes)]
         self.start = 0  # in the memory
         self.before: Sequence[_Column] = ()
         self.done = threading.Event()
@@ -228,8 +265,7 @@ class _Work(NamedTuple):
     Without a box it is all of a tensor of strings, into no buffer, which holds no references.
     """
 
-    name: str
-    tensor: Tensor
+    tensor: _Tensor
     box: Box | None
     column: _Column | None = None
     loaded: bool = False
@@ -239,65 +275,36 @@ Stages = Iterator[_Work | _Column]
 
 
 class _Piece(NamedTuple):
-    """What was read, and the box that it fills; strings fill none."""
+    """What was read, and the buffer that it is in."""
 
     array: Array
     buffer: Array
-    box: Box | None
 
     @property
-    def scattered(self) -> bool:
-        """Whether its rows are not consecutive in the target."""
-        return self.box is not None and self.box.pitch > 0
+    def parts(self) -> Iterator[Array]:
+        """It in parts that are checksummed and written while they are in the cache."""
+        size = PIECE // self.array.itemsize
+        for start in range(0, self.array.size, size):
+            yield self.array[start : start + size]
 
 
-_Promise = queue.SimpleQueue[_Piece | BaseException]  # of one item
-
-
-def _write(
-    sink: formats.Sink, name: str, place: Place | None, spec: TensorSpec, pieces: Iterator[_Piece]
-) -> None:
-    """Give a tensor to a sink: piece by piece, or when all rows are where they belong."""
-    first = next(pieces, None)
-    every = itertools.chain([first] if first else [], pieces)
-    if first is None or place is None or not first.scattered:
-        sink.write(name, (part for piece in every for part in _parts(piece.array)))
-        return
-    file, offset = place
-    for piece in every:
-        if piece.box is not None:
-            rows, width = piece.array.reshape(piece.box.rows, -1), spec.dtype.itemsize
-            file.write_rows(offset + piece.box.start * width, rows, piece.box.pitch * width)
-    sink.write(name, _read_back(file, offset, spec), placed=True)
-
-
-def _parts(array: Array) -> Iterator[Array]:
-    size = PIECE // array.itemsize
-    for start in range(0, array.size, size):
-        yield array[start : start + size]
-
-
-def _read_back(file: StagedFile, offset: int, spec: TensorSpec) -> Iterator[Array]:
-    buffer = np.empty(PIECE // spec.dtype.itemsize, spec.dtype)
-    for start in range(0, spec.size, buffer.size):
-        part = buffer[: spec.size - start]
-        file.read_into(offset + start * spec.dtype.itemsize, part)
-        yield part
+_Promise = queue.SimpleQueue[_Piece | int | BaseException]  # of one: an `int` of bytes is written
 
 
 class _Readers:
-    """The tensors of a checkpoint in pieces, read ahead by threads, handed out in `order`.
+    """The tensors of a checkpoint in pieces, read ahead by threads, in `order`.
 
-    A thread takes a buffer first and the next piece then, so the piece that is waited for always
-    has a buffer.  Large permuted tensors come last: the first of them is loaded while others are
-    written.  Use as a context manager; leaving it stops the threads, whatever happened.
+    They write the pieces of those that have a home, and hand out the others.  A thread takes a
+    buffer first and the next piece then, so the piece that is waited for always has one.  Large
+    permuted tensors come last: the first of them is loaded while others are written.  Use as a
+    context manager; leaving it stops the threads, whatever happened.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, places: Mapping[str, Place | None], room: Memory
+        self, checkpoint: Checkpoint, homes: Mapping[str, _Home | None], room: Memory
     ) -> None:
-        tensors = [(name, checkpoint[name], place) for name, place in places.items()]
-        largest = max((tensor.spec.nbytes for _, tensor, _ in tensors), default=0)
+        tensors = [_Tensor(name, checkpoint[name].view, home) for name, home in homes.items()]
+        largest = max((tensor.view.nbytes for tensor in tensors), default=0)
         self._nbytes = max(16, min(room.buffer, largest))
         self._room = room
         self._columns: list[_Column] = []
@@ -305,8 +312,8 @@ class _Readers:
         soon: list[_Tensor] = []
         late: list[_Tensor] = []
         for each in tensors:
-            (late if self._is_late(each[1].view) else soon).append(each)
-        self.order = [(name, place) for name, _, place in (*soon, *late)]
+            (late if self._is_late(each.view) else soon).append(each)
+        self.order = [(tensor.name, tensor.home) for tensor in (*soon, *late)]
         self._work = self._scheduled(self._cut_all(soon), self._cut_all(late))
         self._turn = threading.Lock()
         self._free: queue.SimpleQueue[Array | None] = queue.SimpleQueue()
@@ -333,18 +340,23 @@ class _Readers:
         for thread in self._threads:
             thread.join()
 
-    def pieces(self, name: str, spec: TensorSpec, progress: Progress | None) -> Iterator[_Piece]:
-        """The pieces of the next tensor; tensors come in the order of their places."""
+    def pieces(self, name: str, spec: TensorSpec, progress: Progress | None) -> Iterator[Array]:
+        """The next tensor in consecutive pieces, each only valid until the next.
+
+        There are none of one with a home, which is complete at the end.
+        """
         done = 0
-        while done < spec.size:
-            piece = self._ahead.get().get()
-            if isinstance(piece, BaseException):
-                raise piece
-            yield piece
-            done += piece.array.size
-            self._free.put(piece.buffer)
+        while done < spec.nbytes:
+            found = self._ahead.get().get()
+            if isinstance(found, BaseException):
+                raise found
+            if isinstance(found, _Piece):
+                yield from found.parts
+                self._free.put(found.buffer)
+                found = found.array.nbytes
+            done += found
             if progress is not None:
-                progress(name, piece.array.nbytes)
+                progress(name, found)
 
     def _is_late(self, view: View) -> bool:
         least = self._room.ahead // LATE
@@ -396,28 +408,28 @@ class _Readers:
             yield waiting.popleft()
 
     def _cut_all(self, tensors: Sequence[_Tensor]) -> Stages:
-        return itertools.chain.from_iterable(itertools.starmap(self._cut, tensors))
+        return itertools.chain.from_iterable(map(self._cut, tensors))
 
-    def _cut(self, name: str, tensor: Tensor, place: Place | None) -> Stages:
-        view, ordered = tensor.view, place is None
+    def _cut(self, tensor: _Tensor) -> Stages:
+        view, ordered = tensor.view, tensor.home is None
         if not view.size:  # nobody waits for a piece of it
             return
         if view.dtype == STRING:
-            yield _Work(name, tensor, None)
+            yield _Work(tensor, None)
             return
         columns = self._cut_columns(view, ordered=ordered) if _is_permuted(view) else []
         if len(columns) == 1 and view.load_nbytes <= ASIDE and view.nbytes <= self._nbytes:
-            yield _Work(name, tensor, columns[0], loaded=True)
+            yield _Work(tensor, columns[0], loaded=True)
             return
         for box in columns:
-            yield _Column(name, tensor, box, self._nbytes)
+            yield _Column(tensor, box, self._nbytes)
         if not columns:
             nbytes = min(self._nbytes, PIECE) if view.in_order else self._nbytes
             boxes = view.boxes(nbytes, ordered=ordered)
             if len(boxes) > 1 and (view.in_order or boxes[0].pitch):  # each part is read once
                 boxes = view.in_pieces().boxes(nbytes, ordered=ordered)
             for box in boxes:
-                yield _Work(name, tensor, box)
+                yield _Work(tensor, box)
 
     def _cut_columns(self, view: View, *, ordered: bool) -> list[Box]:
         """The columns of a permuted view; none where there is no room for good ones."""
@@ -447,11 +459,19 @@ class _Readers:
                 work.load(self._memory)
                 continue
             try:
-                with context(tensor=work.name):
-                    promise.put(_read(work, buffer))
+                with context(tensor=work.tensor.name):
+                    promise.put(self._done(work, buffer))
             except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
                 promise.put(error)
         self._free.put(None)  # for the other threads
+
+    def _done(self, work: _Work, buffer: Array) -> _Piece | int:
+        array = _read(work, buffer)
+        if work.box is None or work.tensor.home is None:
+            return _Piece(array, buffer)
+        work.tensor.home.write(work.box, array)
+        self._free.put(buffer)
+        return array.nbytes
 
 
 def _is_permuted(view: View) -> bool:
@@ -459,10 +479,10 @@ def _is_permuted(view: View) -> bool:
     return not (view.in_order or view.in_memory)
 
 
-def _read(work: _Work, buffer: Array) -> _Piece:
+def _read(work: _Work, buffer: Array) -> Array:
     box = work.box
     if box is None:
-        return _Piece(work.tensor.numpy().reshape(-1), buffer, None)
+        return work.tensor.view.numpy().reshape(-1)
     dtype = box.view.dtype
     array = buffer[: box.size * dtype.itemsize].view(dtype)
     if work.column:
@@ -471,4 +491,4 @@ def _read(work: _Work, buffer: Array) -> _Piece:
         box._replace(view=box.view.loaded()).read(array)
     else:
         box.read(array)
-    return _Piece(array, buffer, box)
+    return array

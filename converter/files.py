@@ -255,33 +255,68 @@ Crc = Callable[[Array | bytes, int], int]
 POLYNOMIALS: dict[Crc, int] = {crc32: 0xEDB88320, crc32c: 0x82F63B78}
 
 
-def joined_crc(first: int, second: int, nbytes: int, polynomial: int) -> int:
-    """The checksum of two runs of bytes, given that of each and the length of the second.
+class Pieces:
+    """The checksum of bytes that come in pieces, in any order and by any thread."""
 
-    Bytes behind the first multiply it by x to the power of their bits, modulo the polynomial.
-    """
-    return _product(_shift(nbytes, polynomial), first, polynomial) ^ second
+    def __init__(self, function: Crc) -> None:
+        self.function = function
+        self._found: list[tuple[int, int, int, NDArray[np.uint32]]] = []
+
+    def add(self, offset: int, nbytes: int, *crcs: int, pitch: int = 0) -> None:
+        """Take the checksums of pieces of `nbytes` each, `pitch` apart, the first at `offset`."""
+        self._found.append((offset, nbytes, pitch, np.array(crcs, np.uint32)))
+
+    def joined(self, nbytes: int, initial: int = 0) -> int | None:
+        """The checksum of all of them behind what has `initial`; None unless they are `nbytes`.
+
+        Bytes behind a piece multiply its checksum by x to the power of their bits, modulo the
+        polynomial.
+        """
+        empty = np.empty(0, np.int64)
+        runs = [(at + pitch * np.arange(len(crcs)), n) for at, n, pitch, crcs in self._found]
+        starts = np.concatenate([empty, *(run for run, _ in runs)])
+        sizes = np.concatenate([empty, *(np.full(len(run), n) for run, n in runs)])
+        order = np.argsort(starts)
+        starts, sizes = starts[order], sizes[order]
+        ends = np.cumsum(sizes)
+        if sizes.sum() != nbytes or (starts - starts[:1] != ends - sizes).any():
+            return None
+        crcs = np.concatenate([empty, *(crcs for *_, crcs in self._found)]).astype(np.uint32)
+        behind = nbytes - np.concatenate([[0], ends])
+        shifted = _shifted(np.append(np.uint32(initial), crcs[order]), behind, self.function)
+        return int(np.bitwise_xor.reduce(shifted))
 
 
-@functools.lru_cache
-def _shift(nbytes: int, polynomial: int) -> int:
-    shift, power, count = 1 << 31, 1 << 23, nbytes  # 1, and x^8: the bits are reversed
-    while count:
-        if count & 1:
-            shift = _product(power, shift, polynomial)
-        power = _product(power, power, polynomial)
-        count >>= 1
-    return shift
+def _shifted(crcs: NDArray[np.uint32], behind: NDArray[np.int64], function: Crc) -> Array:
+    """Checksums as they are after so many zero bytes each."""
+    for power in range(int(behind.max(initial=0)).bit_length()):
+        chosen = behind >> power & 1 == 1
+        if chosen.any():
+            crcs[chosen] = _multiplied(crcs[chosen], _table(power, POLYNOMIALS[function]))
+    return crcs
 
 
-def _product(a: int, b: int, polynomial: int) -> int:
-    product = 0
-    while a:
-        if a & 1 << 31:
-            product ^= b
-        a = a << 1 & 0xFFFFFFFF
-        b = b >> 1 ^ (polynomial if b & 1 else 0)
+def _multiplied(crcs: NDArray[np.uint32], table: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    product = np.zeros_like(crcs)
+    for byte in range(4):
+        product ^= table[byte][crcs >> 8 * byte & 0xFF]
     return product
+
+
+@functools.cache
+def _table(power: int, polynomial: int) -> NDArray[np.uint32]:
+    """What 2 ** power zero bytes make of each value of each byte of a checksum: `[4, 256]`."""
+    bits = np.left_shift(np.uint32(1), np.arange(32, dtype=np.uint32))
+    if power:
+        before = _table(power - 1, polynomial)
+        bits = _multiplied(_multiplied(bits, before), before)
+    else:
+        for _ in range(8):
+            bits = bits >> 1 ^ np.where(bits & 1, np.uint32(polynomial), np.uint32(0))
+    table = np.zeros((4, 256), np.uint32)
+    for bit in range(8):  # a value with its highest bit is that bit and a value before
+        table[:, 1 << bit : 2 << bit] = table[:, : 1 << bit] ^ bits.reshape(4, 8)[:, bit, None]
+    return table
 
 
 class Checksum(NamedTuple):
@@ -381,7 +416,7 @@ class Region:
                 found=f"{size} elements from {start}",
             )
 
-    def in_pieces(self) -> Region | _Pieces:
+    def in_pieces(self) -> Region | _InPieces:
         """The same elements for a reader that takes each of them once, in pieces of any order.
 
         The checksum is verified by the last piece, not before the first, and nothing read twice.
@@ -389,7 +424,7 @@ class Region:
         checksum, nbytes = self._unverified, self.size * self.dtype.itemsize
         if checksum is None or (checksum.offset, checksum.nbytes) != (self.offset, nbytes):
             return self  # what proves more than these elements has no one function either
-        return _Pieces(self, checksum) if checksum.function in POLYNOMIALS else self
+        return _InPieces(self, checksum) if checksum.function in POLYNOMIALS else self
 
     def _read_verified(self, start: int, out: Array) -> None:
         checksum = self._unverified
@@ -407,7 +442,7 @@ class Region:
             self._unverified = None
 
 
-class _Pieces:
+class _InPieces:
     """The elements of a region, each read once, in pieces of any order.
 
     The checksum is that of the pieces, joined when the last is there.
@@ -418,37 +453,44 @@ class _Pieces:
         self.size = region.size
         self._region = region
         self._checksum = checksum
-        self._polynomial = POLYNOMIALS[checksum.function]
-        self._found: dict[int, tuple[int, int]] = {}  # offset → bytes, checksum
+        self._pieces = Pieces(checksum.function)
         self._nbytes = 0  # that were read
         self._turn = threading.Lock()
 
     def read(self, start: int, out: Array) -> None:
         """Fill `out`; `ChecksumError` when it is the last piece, and they are not right."""
         self._region.bound(start, out.size)
-        raw, offset = _bytes_of(out), start * self.dtype.itemsize
-        self._region.file.read_into(self._region.offset + offset, raw)
-        crc = self._checksum.function(raw, 0)
+        raw, offset = _bytes_of(out), self._region.offset + start * self.dtype.itemsize
+        self._region.file.read_into(offset, raw)
+        self._pieces.add(offset, raw.size, self._checksum.function(raw, 0))
         with self._turn:
-            self._found[offset] = raw.size, crc
             before, self._nbytes = self._nbytes, self._nbytes + raw.size
-            complete = before < self._checksum.nbytes <= self._nbytes
-            found = sorted(self._found.items()) if complete else []
-        if complete:
-            self._verify(found)
+        if before < self._checksum.nbytes <= self._nbytes:
+            self._verify()
 
-    def _verify(self, found: Sequence[tuple[int, tuple[int, int]]]) -> None:
-        end, total = 0, self._checksum.initial
-        for offset, (nbytes, crc) in found:
-            if offset != end:  # something was read twice
-                self._checksum.verify(self._region.file, self._region.tensor)
-                return
-            total = joined_crc(total, crc, nbytes, self._polynomial)
-            end += nbytes
-        self._checksum.compare(total, self._region.file, self._region.tensor)
+    def _verify(self) -> None:
+        file, tensor = self._region.file, self._region.tensor
+        found = self._pieces.joined(self._checksum.nbytes, self._checksum.initial)
+        if found is None:  # something was read twice
+            self._checksum.verify(file, tensor)
+        else:
+            self._checksum.compare(found, file, tensor)
 
 
 # ── writing ──────────────────────────────────────────────────────────────────────────────────
+
+
+class Place(NamedTuple):
+    """Where bytes belong in a file that is written, and the checksum that is wanted of them.
+
+    It goes on from `initial`, that of what is before them.
+    """
+
+    file: StagedFile
+    offset: int
+    checksum: Crc | None = None
+    initial: int = 0
+
 
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK}
 
@@ -471,6 +513,7 @@ class StagedFile:
                 raise
             raise write_error(error, target, "cannot be created") from error
         self.size = os.fstat(self._fd).st_size
+        self._turn = threading.Lock()
 
     def _create(self) -> tuple[Path, int]:
         while True:
@@ -499,22 +542,33 @@ class StagedFile:
                 continue
             except OSError as error:
                 raise write_error(error, self.target) from error
-        self.size = max(self.size, offset + done)
+        self._grow(offset + done)
 
-    def write_rows(self, offset: int, rows: Array, pitch: int) -> None:
-        """Write the rows of a C-contiguous 2-D array `pitch` bytes apart, the first at `offset`."""
-        data = _bytes_of(rows).data
-        width = rows.shape[1] * rows.itemsize
-        for start in range(0, len(data), width):
-            row = data[start : start + width]
+    def write_rows(
+        self, offset: int, rows: Array, pitch: int, pieces: Pieces | None = None
+    ) -> None:
+        """Write the rows of a C-contiguous 2-D array `pitch` bytes apart, the first at `offset`.
+
+        Several threads may, each its own rows; `pieces` takes them, too.
+        """
+        width, crcs = rows.shape[1] * rows.itemsize, []
+        for number, row in enumerate(_bytes_of(rows).reshape(-1, width)):
+            place = offset + number * pitch
+            if pieces:
+                crcs.append(pieces.function(row, 0))
             try:
-                done = system.write(self._fd, row, offset)
+                done = system.write(self._fd, row.data, place)
             except OSError:
                 done = 0
             if done < width:  # rare, and `write` knows what to do or to say
-                self.write(offset + done, np.frombuffer(row[done:], np.uint8))
-            self.size = max(self.size, offset + width)
-            offset += pitch
+                self.write(place + done, row[done:])
+        self._grow(offset + (len(rows) - 1) * pitch + width)
+        if pieces:
+            pieces.add(offset, width, *crcs, pitch=pitch)
+
+    def _grow(self, size: int) -> None:
+        with self._turn:
+            self.size = max(self.size, size)
 
     def read_into(self, offset: int, buffer: Array) -> None:
         """Fill a C-contiguous array with bytes that were written before."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import threading
 import time
@@ -15,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 
 import converter
-from converter import engine, formats, layout
+from converter import engine, files, formats, layout
 from converter.errors import CorruptFileError, LimitError, NoSpaceError, TargetExistsError
 from converter.language import loads
 from converter.layout import View
@@ -447,9 +448,28 @@ def test_an_interrupt_leaves_nothing(name, at, place, tiny):
         same(found, expected(sources()))
 
 
-def test_an_error_while_writing_stops_the_readers(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_stops_the_readers(name, tiny, tmp_path, monkeypatch):
+    class Full(files.System):
+        """A disk that takes a few pieces."""
+
+        left = 5
+
+        def write(self, fd: int, data: memoryview, offset: int) -> int:
+            self.left -= 1
+            if self.left < 0:
+                raise OSError(errno.ENOSPC, "full")
+            return super().write(fd, data, offset)
+
+    monkeypatch.setattr(files, "system", Full())
+    with pytest.raises(NoSpaceError, match="writing failed: full"):
+        converter.save(port()(from_arrays(sources())), target(tmp_path, name), format=name)
+    assert everything(tmp_path) == {}
+
+
+def test_an_error_in_the_sink_stops_the_readers(tiny, tmp_path, monkeypatch):
     class Full:
-        """A sink that takes a few pieces."""
+        """A sink that takes a few tensors."""
 
         def __init__(self, inner: Any) -> None:
             self.inner = inner
@@ -460,11 +480,10 @@ def test_an_error_while_writing_stops_the_readers(tiny, tmp_path, monkeypatch):
         def __getattr__(self, name: str) -> Any:
             return getattr(self.inner, name)
 
-        def write(self, name: str, chunks: Any, **more: Any) -> None:
+        def placed(self, name: str, crc: int) -> None:
             if name == "net/plain/w":
-                next(iter(chunks))
                 raise NoSpaceError("the disk is full")
-            self.inner.write(name, chunks, **more)
+            self.inner.placed(name, crc)
 
         def abort(self) -> None:
             self.aborted += 1

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol, cast
 from numpy.typing import NDArray
 
 from converter.errors import NotFoundError, TargetError, UnknownFormatError, UnsupportedError
-from converter.files import File, StagedFile
+from converter.files import File, Place
 from converter.tensors import Checkpoint, TensorSpec, no_collections
 
 
@@ -34,15 +34,16 @@ class Sink(Protocol):
     order: Sequence[str]
     files: Sequence[Path]
 
-    def place(self, name: str) -> tuple[StagedFile, int] | None:
-        """The file and offset of a tensor's elements, where they may be written in any order."""
+    def place(self, name: str) -> Place | None:
+        """Where anybody may write a tensor's elements, in any order; None where nobody may."""
         ...
 
-    def write(self, name: str, chunks: Iterable[NDArray[Any]], *, placed: bool = False) -> None:
-        """Take a tensor as consecutive 1-D C-order pieces; a piece is only valid until the next.
+    def placed(self, name: str, crc: int) -> None:
+        """Take it that all of a tensor is at its place; `crc` is the checksum wanted there."""
+        ...
 
-        `placed`: the pieces are what was written at `place` already, and are only checksummed.
-        """
+    def write(self, name: str, chunks: Iterable[NDArray[Any]]) -> None:
+        """Take a tensor as consecutive 1-D C-order pieces; a piece is only valid until the next."""
         ...
 
     def commit(self) -> None:

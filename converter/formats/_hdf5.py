@@ -45,7 +45,7 @@ from converter.errors import (
     UnsupportedError,
     context,
 )
-from converter.files import Checksum, File, Region, StagedFile
+from converter.files import Checksum, File, Place, Region, StagedFile
 from converter.formats._names import name_problem, shown
 from converter.formats._pages import paged
 from converter.layout import Computed, View
@@ -1142,15 +1142,16 @@ class Values:
         self._missing = set(specs)
         self.order = tuple(sorted(specs, key=offsets.__getitem__))
 
-    def place(self, name: str) -> tuple[StagedFile, int]:
+    def place(self, name: str) -> Place:
         """Where a tensor's elements lie."""
-        return self._staged, self._offsets[name]
+        return Place(self._staged, self._offsets[name])
 
-    def write(self, name: str, chunks: Iterable[NDArray[Any]], *, placed: bool = False) -> None:
-        """Take a tensor as consecutive 1-D pieces; as none, when they are `placed` already."""
-        if placed:
-            self._missing.discard(name)
-            return
+    def placed(self, name: str) -> None:
+        """Take it that a tensor is at its place."""
+        self._missing.discard(name)
+
+    def write(self, name: str, chunks: Iterable[NDArray[Any]]) -> None:
+        """Take a tensor as consecutive 1-D pieces."""
         spec = self._specs[name]
         offset = start = self._offsets[name]
         for piece in chunks:

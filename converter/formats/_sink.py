@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from converter.files import Publication, StagedFile
+from converter.files import Place, Publication, StagedFile
 from converter.journal import Journal
 
 
@@ -29,11 +29,15 @@ class Body(Protocol):
         """Take the file, and write what comes before the tensors."""
         ...
 
-    def place(self, name: str) -> int | None:
-        """The offset of a tensor's elements, where they may be written in any order."""
+    def place(self, name: str) -> Place | None:
+        """Where a tensor's elements may be written, as of `Sink.place`."""
         ...
 
-    def write(self, name: str, chunks: Iterable[NDArray[Any]], *, placed: bool) -> None:
+    def placed(self, name: str, crc: int) -> None:
+        """Take it that a tensor is there, as `Sink.placed` does."""
+        ...
+
+    def write(self, name: str, chunks: Iterable[NDArray[Any]]) -> None:
         """Take a tensor as `Sink.write` does."""
         ...
 
@@ -88,16 +92,24 @@ class FileSink:
             self.abort()
             raise
 
-    def place(self, name: str) -> tuple[StagedFile, int] | None:
-        """The file and offset of a tensor's elements, where they may be written in any order."""
-        body, staged = self._homes[name]
-        offset = body.place(name)
-        return None if offset is None else (staged, offset)
+    def place(self, name: str) -> Place | None:
+        """Where anybody may write a tensor's elements, in any order."""
+        body, _ = self._homes[name]
+        return body.place(name)
 
-    def write(self, name: str, chunks: Iterable[NDArray[Any]], *, placed: bool = False) -> None:
+    def placed(self, name: str, crc: int) -> None:
+        """Take it that all of a tensor is at its place."""
+        body, staged = self._homes[name]
+        body.placed(name, crc)
+        self._count(staged)
+
+    def write(self, name: str, chunks: Iterable[NDArray[Any]]) -> None:
         """Take a tensor as consecutive 1-D C-order pieces."""
         body, staged = self._homes[name]
-        body.write(name, chunks, placed=placed)
+        body.write(name, chunks)
+        self._count(staged)
+
+    def _count(self, staged: StagedFile) -> None:
         self._left[staged.target] -= 1
         if self._journal and not self._left[staged.target]:
             self._bodies.pop(staged.target).finish()

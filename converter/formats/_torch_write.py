@@ -13,6 +13,7 @@ There is no `.format_version`: with it, torch may compute offsets instead of rea
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from converter.errors import TargetError, UnrepresentableError, context
-from converter.files import StagedFile
+from converter.files import Place, StagedFile, crc32
 from converter.formats._names import name_problem
 from converter.formats._pickle import Pickler
 from converter.formats._sink import FileSink
@@ -87,25 +88,36 @@ class Body:
 
     def begin(self, staged: StagedFile) -> None:
         """Write the records that are not tensors."""
+        self._staged = staged
         self._zip = ZipWriter(staged, self._layout)
         for name, data in self._small.items():
             self._zip.write(name, [data])
 
-    def place(self, name: str) -> int | None:
+    def place(self, name: str) -> Place | None:
         """Where a tensor's elements lie; nowhere, where two of them share a byte."""
-        return None if self._specs[name].dtype == F4 else self._zip.offset(self._records[name])
+        if self._specs[name].dtype == F4:
+            return None
+        return Place(self._staged, self._zip.offset(self._records[name]), crc32)
 
-    def write(self, name: str, chunks: Iterable[NDArray[Any]], *, placed: bool) -> None:
+    def placed(self, name: str, crc: int) -> None:
+        """Take it that a tensor is at its place; of tied names, one is enough."""
+        with context(tensor=name), self._tied(self._records[name]) as record:
+            self._zip.placed(record, crc)
+
+    def write(self, name: str, chunks: Iterable[NDArray[Any]]) -> None:
         """Take a tensor as consecutive 1-D C-order pieces; of tied names, one is enough."""
         dtype = self._specs[name].dtype
         pieces = _checked(chunks, dtype)
-        record = self._records[name]
+        with context(tensor=name), self._tied(self._records[name]) as record:
+            self._zip.write(record, _paired(pieces) if dtype == F4 else pieces)
+
+    @contextlib.contextmanager
+    def _tied(self, record: str) -> Iterator[str]:
+        """Raise `TargetError` when a record that was written before is another now."""
         before = self._zip.crcs.get(record)
-        with context(tensor=name):
-            stored = _paired(pieces) if dtype == F4 else pieces
-            self._zip.write(record, stored, placed=placed)
-            if before not in (None, self._zip.crcs[record]):
-                raise TargetError("tied tensors came with different values")
+        yield record
+        if before not in (None, self._zip.crcs[record]):
+            raise TargetError("tied tensors came with different values")
 
     def finish(self) -> None:
         """Write the directory."""

@@ -516,19 +516,14 @@ class ZipWriter:
         """Where a member's data start."""
         return self._slots[name].offset
 
-    def write(
-        self, name: str, chunks: Iterable[NDArray[Any] | bytes], *, placed: bool = False
-    ) -> None:
-        """Write a member as consecutive chunks; `TargetError` when their sum is not its size.
-
-        `placed`: the chunks stand in the file already, and are only checksummed.
-        """
+    def write(self, name: str, chunks: Iterable[NDArray[Any] | bytes]) -> None:
+        """Write a member as consecutive chunks; `TargetError` when their sum is not its size."""
         slot = self._slots[name]
         crc = done = 0
         for chunk in chunks:
             data = raw(chunk)
             crc = crc32(data, crc)
-            if not placed and done + data.nbytes <= slot.nbytes:
+            if done + data.nbytes <= slot.nbytes:
                 self._staged.write(slot.offset + done, data)
             done += data.nbytes
         if done != slot.nbytes:
@@ -538,6 +533,11 @@ class ZipWriter:
                 expected=f"{slot.nbytes} bytes",
                 found=f"{done} bytes",
             )
+        self.placed(name, crc)
+
+    def placed(self, name: str, crc: int) -> None:
+        """Take it that a member's data, with this checksum, are at their place."""
+        slot = self._slots[name]
         self._staged.write(slot.header, self._local(slot, crc))
         self.crcs[name] = crc
 

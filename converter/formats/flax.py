@@ -38,7 +38,7 @@ from converter.errors import (
     UnsupportedError,
     context,
 )
-from converter.files import File, Publication, Region, StagedFile
+from converter.files import File, Place, Publication, Region
 from converter.formats import Probe
 from converter.formats._names import MAX_NAME, name_problem, shown
 from converter.layout import Joined, View
@@ -468,16 +468,19 @@ class _Sink:
             self.abort()
             raise
 
-    def place(self, name: str) -> tuple[StagedFile, int] | None:
+    def place(self, name: str) -> Place | None:
         """Where a tensor's elements lie; nowhere, when they are in several pieces."""
         places = self._places[name]
-        return (self._staged, places[0].offset) if len(places) == 1 else None
+        return Place(self._staged, places[0].offset) if len(places) == 1 else None
 
-    def write(self, name: str, chunks: Iterable[NDArray[Any]], *, placed: bool = False) -> None:
+    def placed(self, name: str, crc: int) -> None:
+        """Take it that a tensor is at its place."""
+        self._missing.discard(name)
+
+    def write(self, name: str, chunks: Iterable[NDArray[Any]]) -> None:
         """Take a tensor as consecutive 1-D pieces, at its place in the file."""
-        if not placed:
-            with context(path=self.files[0], tensor=name):
-                self._write(self._specs[name], self._places[name], chunks)
+        with context(path=self.files[0], tensor=name):
+            self._write(self._specs[name], self._places[name], chunks)
         self._missing.discard(name)
 
     def _write(

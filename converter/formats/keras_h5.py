@@ -39,7 +39,7 @@ from converter.errors import (
     UnsupportedError,
     context,
 )
-from converter.files import File, Publication, StagedFile
+from converter.files import File, Place, Publication, StagedFile
 from converter.formats import Probe, _hdf5
 from converter.formats._hdf5 import Dataset, Group
 from converter.formats._names import name_problem, shown
@@ -340,13 +340,17 @@ class Body:
         self._values = _hdf5.Values(staged, self._specs, offsets)
         self.order = self._values.order
 
-    def place(self, name: str) -> int:
-        """The offset of a tensor's elements."""
-        return self._values.place(name)[1]
+    def place(self, name: str) -> Place:
+        """Where a tensor's elements lie."""
+        return self._values.place(name)
 
-    def write(self, name: str, chunks: Iterable[NDArray[Any]], *, placed: bool) -> None:
+    def placed(self, name: str, crc: int) -> None:
+        """Take it that a tensor is at its place."""
+        self._values.placed(name)
+
+    def write(self, name: str, chunks: Iterable[NDArray[Any]]) -> None:
         """Take a tensor as consecutive 1-D pieces, at its place in the file."""
-        self._values.write(name, chunks, placed=placed)
+        self._values.write(name, chunks)
 
     def finish(self) -> None:
         """Raise `TargetError` when a tensor was never written."""
@@ -377,14 +381,18 @@ class Sink:
     def _finish(self) -> None:
         """What is left to do when all values are there."""
 
-    def place(self, name: str) -> tuple[StagedFile, int]:
+    def place(self, name: str) -> Place:
         """Where a tensor's elements lie."""
-        return self._staged, self._body.place(name)
+        return self._body.place(name)
 
-    def write(self, name: str, chunks: Iterable[NDArray[Any]], *, placed: bool = False) -> None:
+    def placed(self, name: str, crc: int) -> None:
+        """Take it that a tensor is at its place."""
+        self._body.placed(name, crc)
+
+    def write(self, name: str, chunks: Iterable[NDArray[Any]]) -> None:
         """Take a tensor as consecutive 1-D pieces, at its place in the file."""
         with context(path=self.files[0]):
-            self._body.write(name, chunks, placed=placed)
+            self._body.write(name, chunks)
 
     def commit(self) -> None:
         """Publish; raises `TargetError` when a tensor was never written."""

@@ -45,7 +45,7 @@ from converter.errors import (
     UnsupportedError,
     context,
 )
-from converter.files import BLOCK, File, Publication, Region, StagedFile, crc32
+from converter.files import BLOCK, File, Place, Publication, Region, crc32
 from converter.formats import Probe
 from converter.formats._names import name_problem, shown
 from converter.formats._nested import ONLY, Nested
@@ -575,20 +575,24 @@ class _Sink:
         self._staged = self._publication.files[0]
         self._zip = ZipWriter(self._staged, layout)
 
-    def place(self, name: str) -> tuple[StagedFile, int]:
+    def place(self, name: str) -> Place:
         """Where a tensor's elements lie: after its header."""
-        return self._staged, self._zip.offset(f"{name}.npy") + len(_header(self._specs[name]))
+        header = _header(self._specs[name])
+        offset = self._zip.offset(f"{name}.npy") + len(header)
+        return Place(self._staged, offset, crc32, crc32(header))
 
-    def write(self, name: str, chunks: Iterable[NDArray[Any]], *, placed: bool = False) -> None:
+    def placed(self, name: str, crc: int) -> None:
+        """Take it that a tensor is at its place, and write its header."""
+        member = f"{name}.npy"
+        self._staged.write(self._zip.offset(member), _header(self._specs[name]))
+        self._zip.placed(member, crc)
+
+    def write(self, name: str, chunks: Iterable[NDArray[Any]]) -> None:
         """Take a tensor as consecutive 1-D pieces."""
         spec = self._specs[name]
         with context(tensor=name):
-            pieces = _checked(chunks, spec.dtype)
-            header = _header(spec)
-            member = f"{name}.npy"
-            if placed:
-                self._staged.write(self._zip.offset(member), header)
-            self._zip.write(member, itertools.chain([header], pieces), placed=placed)
+            header, pieces = _header(spec), _checked(chunks, spec.dtype)
+            self._zip.write(f"{name}.npy", itertools.chain([header], pieces))
 
     def commit(self) -> None:
         """Publish; raises `TargetError` when a tensor was never written."""

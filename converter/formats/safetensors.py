@@ -39,7 +39,7 @@ from converter.errors import (
     UnrepresentableError,
     context,
 )
-from converter.files import File, Region, StagedFile
+from converter.files import File, Place, Region, StagedFile
 from converter.formats import Probe
 from converter.formats._names import name_problem, shown
 from converter.formats._sink import FileSink
@@ -333,7 +333,7 @@ def stored_nbytes(spec: TensorSpec) -> int:
     return spec.size * _ELEMENTS[_CODES[spec.dtype]].bits // 8
 
 
-class _Place(NamedTuple):
+class _Slot(NamedTuple):
     spec: TensorSpec
     begin: int  # from the start of the file
     end: int
@@ -342,30 +342,31 @@ class _Place(NamedTuple):
 class Body:
     """The content of a file: its header, and every tensor at its place."""
 
-    def __init__(self, header: bytes, places: dict[str, _Place]) -> None:
-        self.order: Sequence[str] = tuple(places)
+    def __init__(self, header: bytes, slots: dict[str, _Slot]) -> None:
+        self.order: Sequence[str] = tuple(slots)
         self.names: Iterable[str] = self.order
-        self.nbytes = max((place.end for place in places.values()), default=len(header))
+        self.nbytes = max((slot.end for slot in slots.values()), default=len(header))
         self._header = header
-        self._places = places
-        self._missing = set(places)
+        self._slots = slots
+        self._missing = set(slots)
 
     def begin(self, staged: StagedFile) -> None:
         """Write the header."""
         self._staged = staged
         staged.write(0, self._header)
 
-    def place(self, name: str) -> int | None:
+    def place(self, name: str) -> Place | None:
         """Where a tensor's elements lie; nowhere, where two of them share a byte."""
-        spec, begin, _ = self._places[name]
-        return None if spec.dtype == _F4 else begin
+        spec, begin, _ = self._slots[name]
+        return None if spec.dtype == _F4 else Place(self._staged, begin)
 
-    def write(self, name: str, chunks: Iterable[NDArray[Any]], *, placed: bool) -> None:
+    def placed(self, name: str, crc: int) -> None:
+        """Take it that a tensor is at its place."""
+        self._missing.discard(name)
+
+    def write(self, name: str, chunks: Iterable[NDArray[Any]]) -> None:
         """Take a tensor as consecutive 1-D pieces, at its place in the file."""
-        if placed:  # there is no checksum, so there is nothing left to do
-            self._missing.discard(name)
-            return
-        spec, begin, end = self._places[name]
+        spec, begin, end = self._slots[name]
         offset, path = begin, self._staged.target
         with context(path=path, tensor=name):
             for piece in _stored(spec.dtype, chunks):
@@ -391,7 +392,7 @@ class Body:
 
 def _lay_out(
     specs: Mapping[str, TensorSpec], metadata: Mapping[str, str]
-) -> tuple[bytes, dict[str, _Place]]:
+) -> tuple[bytes, dict[str, _Slot]]:
     """The padded header, and each tensor's place, in the order of the file."""
     facts = {"format": "pt", **metadata}  # several libraries refuse a file without a format
     if not all(isinstance(text, str) for pair in facts.items() for text in pair):
@@ -406,7 +407,7 @@ def _lay_out(
         ends[name] = (begin, end)
     header = _encode(fields)
     start = len(header)
-    return header, {n: _Place(specs[n], start + b, start + e) for n, (b, e) in ends.items()}
+    return header, {n: _Slot(specs[n], start + b, start + e) for n, (b, e) in ends.items()}
 
 
 def _encode(fields: dict[str, Any]) -> bytes:

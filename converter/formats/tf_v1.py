@@ -440,7 +440,10 @@ class _Sink:
     def place(self, name: str) -> None:
         """Nowhere: the values of a block come one after the other, for its checksum."""
 
-    def write(self, name: str, chunks: Iterable[Array], *, placed: bool = False) -> None:
+    def placed(self, name: str, crc: int) -> None:
+        """Never, since nothing has a place."""
+
+    def write(self, name: str, chunks: Iterable[Array]) -> None:
         if name in self._waiting or name != self._next():
             self._waiting[name] = [chunk.copy() for chunk in chunks]
             return

@@ -39,7 +39,7 @@ from converter.errors import (
     UnrepresentableError,
     context,
 )
-from converter.files import Checksum, File, Interim, Publication, Region, StagedFile, crc32c
+from converter.files import Checksum, File, Interim, Place, Publication, Region, crc32c
 from converter.formats import Probe, _tf, _tf_objects
 from converter.formats._protobuf import (
     FIXED32,
@@ -553,12 +553,16 @@ class _Sink:
         self._replaced = _data_files(index) if overwrite else []
         self._publication = Publication(self.files, overwrite=overwrite, nbytes=self._end)
 
-    def place(self, name: str) -> tuple[StagedFile, int] | None:
+    def place(self, name: str) -> Place | None:
         """Where a tensor's elements lie; strings have no place before they are known."""
         offset = self._offsets.get(name)
-        return None if offset is None else (self._publication.files[0], offset)
+        return None if offset is None else Place(self._publication.files[0], offset, crc32c)
 
-    def write(self, name: str, chunks: Iterable[Array], *, placed: bool = False) -> None:
+    def placed(self, name: str, crc: int) -> None:
+        """Take it that a tensor is at its place."""
+        self._written[name] = self._offsets[name], self._specs[name].nbytes, crc
+
+    def write(self, name: str, chunks: Iterable[Array]) -> None:
         """Take a tensor as consecutive 1-D C-order pieces."""
         spec = self._specs[name]
         with context(path=self.files[0], tensor=name):
@@ -571,8 +575,7 @@ class _Sink:
                 stored = in_memory_order(chunk, spec.dtype)
                 check_room(done + stored.nbytes, spec.nbytes)
                 crc = crc32c(stored, crc)
-                if not placed:
-                    data.write(offset + done, stored)
+                data.write(offset + done, stored)
                 done += stored.nbytes
             check_complete(done, spec.nbytes)
             self._written[name] = offset, done, crc
