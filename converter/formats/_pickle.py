@@ -291,10 +291,9 @@ class Unpickler:
                     code == _MARK
                     and whole
                     and (match := _TENSOR.match(data, at))
-                    and (opcodes := self._tensor(match, stack, left))
+                    and (done := self._tensors(match, stack, left))
                 ):
-                    at = match.end()
-                    left -= opcodes
+                    at, left = done
                 elif code == _MARK and len(outer) < MAX_DEPTH:
                     outer.append(stack)
                     stack = []
@@ -330,18 +329,39 @@ class Unpickler:
         self._opcode = at
         raise self.limit(f"{MAX_OPCODES} opcodes")
 
-    def _tensor(self, match: re.Match[bytes], stack: list[Any], left: int) -> int:
+    def _tensors(
+        self, first: re.Match[bytes], stack: list[Any], left: int
+    ) -> tuple[int, int] | None:
+        """Do at once what the opcodes of a tensor do, and of those that follow under their names.
+
+        Returns where the next opcode is, and how many are left then; None when nothing was done.
+        """
+        data, match, name, done = self.data, first, b"", None
+        while opcodes := self._tensor(match, stack, left, name):
+            at, left = done = match.end(), left - opcodes
+            start = at + 5
+            stop = start + int.from_bytes(data[at + 1 : start], "little")
+            following = _TENSOR.match(data, stop)
+            if data[at : at + 1] != b"X" or following is None or following[2] is None:
+                break
+            match, name = following, data[start:stop]
+        return done
+
+    def _tensor(self, match: re.Match[bytes], stack: list[Any], left: int, called: bytes) -> int:
         """Do at once what the opcodes of a match of `_TENSOR` do; how many more than one they are.
 
-        0 where they are more than are `left`, or where anything is unusual or wrong: nothing was
-        done then, and one by one they do it, or say what is wrong.
+        One that begins with what makes it is `called` so, which is done, too.  0 where they are
+        more than are `left`, or where anything is unusual or wrong: nothing was done then, and one
+        by one they do it, or say what is wrong.
         """
-        kind, cls, length, key, put1, device, numel, put2, offset, *rest = match.groups()
+        put0, maker, kind, cls, length, key, put1, device, numel, put2, offset, *rest = (
+            match.groups()
+        )
         size, put3, stride, put4, gradient, hooks, put5, put6, put7 = rest
-        puts = (put1, put2, put3, put4, put5, put6, put7)
+        puts = (put0, put1, put2, put3, put4, put5, put6, put7)
         count = self._numbered(puts) if any(puts) else 0
         (size, size_opcodes), (stride, stride_opcodes) = _naturals(size), _naturals(stride)
-        opcodes = 15 + size_opcodes + stride_opcodes + count
+        opcodes = (18 if maker else 15) + size_opcodes + stride_opcodes + count
         copies = self._copies - len(size) - len(stride)
         outer, memo, makers = self._outer, self.memo, self._makers
         fits = opcodes <= left and copies >= 0 and len(outer) + 2 <= MAX_DEPTH
@@ -358,12 +378,17 @@ class Unpickler:
             made: dict[Any, Any] = {}
             start = int.from_bytes(offset[1:], "little")
             args = (storage, start, size, stride, gradient == b"\x88", made)
-            stack[-1] = tensor = makers[id(stack[-1])](*args)
+            title = str(called, "utf-8", "surrogatepass")
+            tensor = makers[id(memo[maker[0]] if maker else stack[-1])](*args)
         except (ConverterError, *_BROKEN):
             return 0
         self._copies = copies
+        if maker:
+            stack += (title, tensor)
+        else:
+            stack[-1] = tensor
         if count:
-            memo += compress((name, identity, size, stride, made, args, tensor), puts)
+            memo += compress((title, name, identity, size, stride, made, args, tensor), puts)
         return opcodes
 
     def _numbered(self, puts: tuple[bytes | None, ...]) -> int:
@@ -546,6 +571,7 @@ _PARTS = {
 }
 _TENSOR = re.compile(
     rb"""
+    (?: %(put)b h(.) )?                                  # what makes it, behind a name
     \( \( (?: h(.) | X\x07\0\0\0storage ) h(.)           # the kind and the class of a storage
     X (.)\0\0\0 ([0-9]{1,20}) %(put)b                    # its key
     (?: h(.) | X\x03\0\0\0cpu ) %(natural)b t %(put)b Q  # its device and number of elements
@@ -555,7 +581,7 @@ _TENSOR = re.compile(
     % _PARTS,
     re.DOTALL | re.VERBOSE,
 )
-_PUTS = [struct.Struct(f"<{count}I") for count in range(8)]
+_PUTS = [struct.Struct(f"<{count}I") for count in range(9)]
 
 
 @lru_cache(4096)

@@ -132,19 +132,23 @@ def stored(key: Any) -> Stored:
     return Stored(cls.name.rpartition(".")[2].lstrip("_"), name, numel)
 
 
+_UNNATURAL = "sizes, strides or offsets that are not natural numbers"
+
+
 def naturals(values: Any) -> tuple[int, ...]:
     """Sizes, strides or offsets from a pickle."""
     found = tuple(values)
     for value in found:
         if type(value) is not int or value < 0:  # `type`: true is not a size
-            raise TypeError("sizes, strides or offsets that are not natural numbers")
+            raise TypeError(_UNNATURAL)
     return found
 
 
 def _rebuild(storage: Any, offset: Any, size: Any, stride: Any) -> Strided:
     if not isinstance(storage, Stored):
         raise TypeError("a tensor without a storage")
-    (offset,) = naturals((offset,))
+    if type(offset) is not int or offset < 0:
+        raise TypeError(_UNNATURAL)
     size, stride = naturals(size), naturals(stride)
     if len(size) != len(stride):
         raise ValueError("as many strides as sizes are needed")
@@ -597,15 +601,16 @@ def checkpoint_of(  # noqa: PLR0913 - a checkpoint's facts, each by name
     walk = Walk(min(MAX_NAMES, 1000 + pickled // 8))
     walk.find(saved, "")
     specs: dict[str, TensorSpec] = {}
-    uses = Counter(map(_origin, walk.tensors.values()))
+    origins = [_origin(leaf) for leaf in walk.tensors.values()]
+    uses = Counter(origins)
     same: dict[Any, list[str]] = {}
-    for name, leaf in walk.tensors.items():
+    for (name, leaf), origin in zip(walk.tensors.items(), origins, strict=True):
         spec = storages.check(leaf, name)
         if isinstance(spec, str):
             walk.unsupported[name] = spec
             continue
         specs[name] = spec
-        if uses[_origin(leaf)] > 1:
+        if uses[origin] > 1:
             same.setdefault(_identity(leaf), []).append(name)
     return Checkpoint(
         LazyTensors(specs, lambda name: storages.view(walk.tensors[name], name)),
