@@ -37,6 +37,7 @@ AHEAD = 208 << 20  # bytes of permuted tensors in memory, unless told
 COLUMNS = 2  # that have room there: one is loaded while another is permuted
 ASIDE = 1 << 20  # bytes of a permuted tensor that is not worth to be loaded ahead of its time
 PIECE = 4 << 20  # bytes that are checksummed and written while they are in the cache
+SMALL = 128 << 10  # bytes of a tensor that takes less time than a change of threads
 BASE = 50 << 20  # bytes of the interpreter and the libraries, as measured
 ALIGNED = 64  # bytes; where a column starts
 LATE = 8  # a tensor that takes more than this part of the room comes late
@@ -141,14 +142,14 @@ def save(  # noqa: PLR0913 - how a target is to be written, each by name
     try:
         homes = {name: _home(sink, name, spec) for name in sink.order for spec in [specs[name]]}
         with _Readers(checkpoint, homes, room) as readers:
-            for name, home in readers.order:
-                with context(tensor=name):
-                    pieces = readers.pieces(name, specs[name], progress)
-                    if home:
+            for tensor in readers.order:
+                with context(tensor=tensor.name):
+                    pieces = readers.pieces(tensor, progress)
+                    if tensor.home:
                         deque(pieces, 0)  # none, but this waits until all are written
-                        sink.placed(name, home.crc)
+                        sink.placed(tensor.name, tensor.home.crc)
                     else:
-                        sink.write(name, pieces)
+                        sink.write(tensor.name, pieces)
         sink.commit()
     except BaseException:
         sink.abort()
@@ -162,22 +163,22 @@ class _Home:
     """A tensor's place in a file, where readers write it themselves."""
 
     def __init__(self, place: Place, spec: TensorSpec) -> None:
-        self._place = place
         self._spec = spec
-        self._pieces = Pieces(place.checksum) if place.checksum else None
+        self._file, self._offset, function, initial = place
+        self._pieces = Pieces(function, self._offset, initial) if function else None
 
     def write(self, box: Box, array: Array) -> None:
         """Write a piece, whose rows may lie apart."""
-        file, width = self._place.file, array.itemsize
-        offset = self._place.offset + box.start * width
-        file.write_rows(offset, array.reshape(box.rows, -1), box.pitch * width, self._pieces)
+        offset = self._offset + box.start * array.itemsize
+        rows, pitch = array.reshape(box.rows, -1), box.pitch * array.itemsize
+        self._file.write_rows(offset, rows, pitch, self._pieces)
 
     @property
     def crc(self) -> int:
         """The checksum of all that was written, if one is wanted."""
         if self._pieces is None:
             return 0
-        crc = self._pieces.joined(self._spec.nbytes, self._place.initial)
+        crc = self._pieces.joined(self._spec.nbytes)
         if crc is None:
             raise TargetError("the pieces of a tensor do not add up", expected=self._spec)
         return crc
@@ -190,9 +191,18 @@ def _home(sink: formats.Sink, name: str, spec: TensorSpec) -> _Home | None:
 
 
 class _Tensor(NamedTuple):
+    """A tensor to be saved; the caller does the small ones, which are not worth a thread's turn."""
+
     name: str
     view: View
     home: _Home | None
+    small: bool
+
+    @classmethod
+    def of(cls, name: str, view: View, home: _Home | None) -> Self:
+        """The facts of a tensor, found once: there may be 100,000."""
+        plain = view.dtype != STRING and view.contiguous
+        return cls(name, view, home, plain and view.nbytes <= SMALL)
 
 
 class _Stopped(Exception):  # noqa: N818 - nothing is wrong
@@ -303,7 +313,7 @@ class _Readers:
     def __init__(
         self, checkpoint: Checkpoint, homes: Mapping[str, _Home | None], room: Memory
     ) -> None:
-        tensors = [_Tensor(name, checkpoint[name].view, home) for name, home in homes.items()]
+        tensors = [_Tensor.of(name, checkpoint[name].view, home) for name, home in homes.items()]
         largest = max((tensor.view.nbytes for tensor in tensors), default=0)
         self._nbytes = max(16, min(room.buffer, largest))
         self._room = room
@@ -312,9 +322,11 @@ class _Readers:
         soon: list[_Tensor] = []
         late: list[_Tensor] = []
         for each in tensors:
-            (late if self._is_late(each.view) else soon).append(each)
-        self.order = [(tensor.name, tensor.home) for tensor in (*soon, *late)]
+            (late if not each.small and self._is_late(each.view) else soon).append(each)
+        self.order = (*soon, *late)
+        soon = [each for each in soon if not each.small]
         self._work = self._scheduled(self._cut_all(soon), self._cut_all(late))
+        self._own = np.empty(SMALL, np.uint8)
         self._turn = threading.Lock()
         self._free: queue.SimpleQueue[Array | None] = queue.SimpleQueue()
         self._ahead: queue.SimpleQueue[_Promise] = queue.SimpleQueue()
@@ -340,23 +352,29 @@ class _Readers:
         for thread in self._threads:
             thread.join()
 
-    def pieces(self, name: str, spec: TensorSpec, progress: Progress | None) -> Iterator[Array]:
+    def pieces(self, tensor: _Tensor, progress: Progress | None) -> Iterator[Array]:
         """The next tensor in consecutive pieces, each only valid until the next.
 
         There are none of one with a home, which is complete at the end.
         """
-        done = 0
-        while done < spec.nbytes:
-            found = self._ahead.get().get()
+        view, done = tensor.view, 0
+        nbytes = view.nbytes
+        while done < nbytes:
+            found: _Piece | int | BaseException
+            if tensor.small:
+                found = _done(_Work(tensor, Box(0, 1, view.size, 0, view, 0)), self._own)
+            else:
+                found = self._ahead.get().get()
             if isinstance(found, BaseException):
                 raise found
             if isinstance(found, _Piece):
                 yield from found.parts
-                self._free.put(found.buffer)
+                if not tensor.small:
+                    self._free.put(found.buffer)
                 found = found.array.nbytes
             done += found
             if progress is not None:
-                progress(name, found)
+                progress(tensor.name, found)
 
     def _is_late(self, view: View) -> bool:
         least = self._room.ahead // LATE
@@ -460,23 +478,27 @@ class _Readers:
                 continue
             try:
                 with context(tensor=work.tensor.name):
-                    promise.put(self._done(work, buffer))
+                    found = _done(work, buffer)
+                if isinstance(found, int):
+                    self._free.put(buffer)
+                promise.put(found)
             except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
                 promise.put(error)
         self._free.put(None)  # for the other threads
-
-    def _done(self, work: _Work, buffer: Array) -> _Piece | int:
-        array = _read(work, buffer)
-        if work.box is None or work.tensor.home is None:
-            return _Piece(array, buffer)
-        work.tensor.home.write(work.box, array)
-        self._free.put(buffer)
-        return array.nbytes
 
 
 def _is_permuted(view: View) -> bool:
     """Whether it is worth to be loaded before it is permuted."""
     return not (view.in_order or view.in_memory)
+
+
+def _done(work: _Work, buffer: Array) -> _Piece | int:
+    """Read a piece, and write it if it has a home; how many bytes that were, or the piece."""
+    array = _read(work, buffer)
+    if work.box is None or work.tensor.home is None:
+        return _Piece(array, buffer)
+    work.tensor.home.write(work.box, array)
+    return array.nbytes
 
 
 def _read(work: _Work, buffer: Array) -> Array:

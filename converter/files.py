@@ -256,34 +256,45 @@ POLYNOMIALS: dict[Crc, int] = {crc32: 0xEDB88320, crc32c: 0x82F63B78}
 
 
 class Pieces:
-    """The checksum of bytes that come in pieces, in any order and by any thread."""
+    """The checksum of bytes that come in pieces, in any order and by any thread.
 
-    def __init__(self, function: Crc) -> None:
-        self.function = function
+    They start at `start`; `initial` is the checksum of what is before them.
+    """
+
+    def __init__(self, function: Crc, start: int, initial: int = 0) -> None:
+        self._function = function
+        self._start = start
+        self._initial = initial
         self._found: list[tuple[int, int, int, NDArray[np.uint32]]] = []
 
+    def of(self, offset: int, piece: Array) -> int:
+        """The checksum of a piece, which goes on from `initial` if it is the first."""
+        return self._function(piece, self._initial if offset == self._start else 0)
+
     def add(self, offset: int, nbytes: int, *crcs: int, pitch: int = 0) -> None:
-        """Take the checksums of pieces of `nbytes` each, `pitch` apart, the first at `offset`."""
+        """Take what `of` says of pieces of `nbytes` each, `pitch` apart, the first at `offset`."""
         self._found.append((offset, nbytes, pitch, np.array(crcs, np.uint32)))
 
-    def joined(self, nbytes: int, initial: int = 0) -> int | None:
-        """The checksum of all of them behind what has `initial`; None unless they are `nbytes`.
+    def joined(self, nbytes: int) -> int | None:
+        """The checksum of all of them; None unless they are so many bytes in a row.
 
         Bytes behind a piece multiply its checksum by x to the power of their bits, modulo the
         polynomial.
         """
-        empty = np.empty(0, np.int64)
+        if not self._found:
+            return None if nbytes else self._initial
+        offset, size, _, crcs = self._found[0]
+        if len(self._found) == len(crcs) == 1 and (offset, size) == (self._start, nbytes):
+            return int(crcs[0])  # as of most tensors
         runs = [(at + pitch * np.arange(len(crcs)), n) for at, n, pitch, crcs in self._found]
-        starts = np.concatenate([empty, *(run for run, _ in runs)])
-        sizes = np.concatenate([empty, *(np.full(len(run), n) for run, n in runs)])
+        starts = np.concatenate([run for run, _ in runs])
+        sizes = np.concatenate([np.full(len(run), n) for run, n in runs])
+        crcs = np.concatenate([crcs for *_, crcs in self._found])
         order = np.argsort(starts)
-        starts, sizes = starts[order], sizes[order]
-        ends = np.cumsum(sizes)
-        if sizes.sum() != nbytes or (starts - starts[:1] != ends - sizes).any():
+        ends = np.cumsum(sizes[order])
+        if ends[-1] != nbytes or (starts[order] != self._start + ends - sizes[order]).any():
             return None
-        crcs = np.concatenate([empty, *(crcs for *_, crcs in self._found)]).astype(np.uint32)
-        behind = nbytes - np.concatenate([[0], ends])
-        shifted = _shifted(np.append(np.uint32(initial), crcs[order]), behind, self.function)
+        shifted = _shifted(crcs[order], nbytes - ends, self._function)
         return int(np.bitwise_xor.reduce(shifted))
 
 
@@ -453,7 +464,7 @@ class _InPieces:
         self.size = region.size
         self._region = region
         self._checksum = checksum
-        self._pieces = Pieces(checksum.function)
+        self._pieces = Pieces(checksum.function, region.offset, checksum.initial)
         self._nbytes = 0  # that were read
         self._turn = threading.Lock()
 
@@ -462,7 +473,7 @@ class _InPieces:
         self._region.bound(start, out.size)
         raw, offset = _bytes_of(out), self._region.offset + start * self.dtype.itemsize
         self._region.file.read_into(offset, raw)
-        self._pieces.add(offset, raw.size, self._checksum.function(raw, 0))
+        self._pieces.add(offset, raw.size, self._pieces.of(offset, raw))
         with self._turn:
             before, self._nbytes = self._nbytes, self._nbytes + raw.size
         if before < self._checksum.nbytes <= self._nbytes:
@@ -470,7 +481,7 @@ class _InPieces:
 
     def _verify(self) -> None:
         file, tensor = self._region.file, self._region.tensor
-        found = self._pieces.joined(self._checksum.nbytes, self._checksum.initial)
+        found = self._pieces.joined(self._checksum.nbytes)
         if found is None:  # something was read twice
             self._checksum.verify(file, tensor)
         else:
@@ -537,11 +548,14 @@ class StagedFile:
         done = 0
         while done < len(view):
             try:
-                done += system.write(self._fd, view[done:], offset + done)
+                count = system.write(self._fd, view[done:], offset + done)
             except InterruptedError:
                 continue
             except OSError as error:
                 raise write_error(error, self.target) from error
+            if not count:  # or this would go on for ever
+                raise TargetError("writing failed: no byte was taken", path=self.target)
+            done += count
         self._grow(offset + done)
 
     def write_rows(
@@ -555,7 +569,7 @@ class StagedFile:
         for number, row in enumerate(_bytes_of(rows).reshape(-1, width)):
             place = offset + number * pitch
             if pieces:
-                crcs.append(pieces.function(row, 0))
+                crcs.append(pieces.of(place, row))
             try:
                 done = system.write(self._fd, row.data, place)
             except OSError:

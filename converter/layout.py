@@ -375,7 +375,10 @@ class View(NamedTuple):
             raise ValueError(f"a read needs a contiguous one-dimensional array of {self.dtype}")
         if not 0 <= start <= start + out.size <= self.size:
             raise IndexError(f"[{start}, {start + out.size}) is outside of {self.size} elements")
-        _fill(self, start, out, ())
+        if out.size and self.contiguous:
+            self.storage.read(self.offset + start, out)
+        else:
+            _fill(self, start, out, ())
 
     def chunk(self, nbytes: int) -> int:
         """A good number of elements for consecutive reads of at most `nbytes` (one at least)."""

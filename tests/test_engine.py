@@ -25,14 +25,16 @@ from converter.tensors import Checkpoint, Tensor, from_arrays
 
 Array = NDArray[Any]
 
-# The ways of the engine: (bytes of its buffers, of tensors put together, of what is written).
-MEMORY = {  # window, ahead, aside, piece
-    "all at once": (96 << 20, 448 << 20, 16 << 20, 1 << 20),
-    "in pieces": (256, 0, 0, 64),
-    "in tiny pieces": (64, 0, 0, 16),
-    "read ahead": (256, 1 << 20, 0, 64),
-    "some read ahead": (256, 600, 100, 48),
+# The ways of the engine: bytes of its buffers, of what is loaded, written, left to the caller.
+MEMORY = {  # window, ahead, aside, piece, small
+    "all at once": (96 << 20, 448 << 20, 16 << 20, 1 << 20, 0),
+    "by the caller": (96 << 20, 448 << 20, 16 << 20, 1 << 20, 1 << 20),
+    "in pieces": (256, 0, 0, 64, 0),
+    "in tiny pieces": (64, 0, 0, 16, 0),
+    "read ahead": (256, 1 << 20, 0, 64, 0),
+    "some read ahead": (256, 600, 100, 48, 100),
 }
+SIZES = ("WINDOW", "AHEAD", "ASIDE", "PIECE", "SMALL")
 PORT = """
 mapping: 1
 rules:
@@ -86,9 +88,7 @@ def port() -> Port:
 
 @pytest.fixture(params=MEMORY)
 def memory(request, monkeypatch) -> str:
-    for name, value in zip(
-        ("WINDOW", "AHEAD", "ASIDE", "PIECE"), MEMORY[request.param], strict=True
-    ):
+    for name, value in zip(SIZES, MEMORY[request.param], strict=True):
         monkeypatch.setattr(engine, name, value)
     return request.param
 
@@ -96,9 +96,7 @@ def memory(request, monkeypatch) -> str:
 @pytest.fixture
 def tiny(monkeypatch) -> None:
     """Memory so small that every tensor of this file is cut."""
-    for name, value in zip(
-        ("WINDOW", "AHEAD", "ASIDE", "PIECE"), MEMORY["in tiny pieces"], strict=True
-    ):
+    for name, value in zip(SIZES, MEMORY["in tiny pieces"], strict=True):
         monkeypatch.setattr(engine, name, value)
 
 
@@ -305,6 +303,7 @@ def test_columns_that_share_memory_do_not_disturb_each_other(
     monkeypatch.setattr(engine, "READERS", readers)
     monkeypatch.setattr(engine, "BUFFERS", readers + 1)
     monkeypatch.setattr(engine, "ASIDE", 64)
+    monkeypatch.setattr(engine, "SMALL", 0)
     monkeypatch.setattr(engine, "memory", lambda _: ROOMS[room])
     monkeypatch.setattr(layout, "GAP", 0)
     checkpoint, wanted, storages = permuted(seed)
@@ -320,6 +319,7 @@ def test_a_column_that_cannot_be_read_ends_it_without_a_thread_that_waits(
     after, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(engine, "ASIDE", 64)
+    monkeypatch.setattr(engine, "SMALL", 0)
     monkeypatch.setattr(engine, "memory", lambda _: ROOMS["one column"])
     checkpoint, _, storages = permuted(5)
     left = iter(range(after))
@@ -339,6 +339,7 @@ def test_a_column_that_cannot_be_read_ends_it_without_a_thread_that_waits(
 @pytest.mark.parametrize("at", [0, 1, 5, 20])
 def test_an_interrupt_while_columns_wait_for_room(at, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "ASIDE", 64)
+    monkeypatch.setattr(engine, "SMALL", 0)
     monkeypatch.setattr(engine, "memory", lambda _: ROOMS["one column"])
     calls = iter(range(at))
 

@@ -233,34 +233,33 @@ def test_elements_outside_a_region(start: int, size: int, path: Path) -> None:
 def test_checksums_of_pieces_of_any_order_are_joined(
     runs: list[bytes], before: bytes, name: str, random: Random
 ) -> None:
-    crc, pieces, added = getattr(files, name), files.Pieces(getattr(files, name)), []
+    crc, added = getattr(files, name), []
+    pieces = files.Pieces(crc, 7, crc(before))
     for run in runs:
         added.append((7 + sum(len(run) for _, run in added), run))
     random.shuffle(added)
     for offset, run in added:
-        pieces.add(offset, len(run), crc(run))
+        pieces.add(offset, len(run), pieces.of(offset, np.frombuffer(run, np.uint8)))
     whole = b"".join(runs)
-    assert pieces.joined(len(whole), crc(before)) == crc(before + whole)
+    assert pieces.joined(len(whole)) == crc(before + whole)
     assert pieces.joined(len(whole) + 1) is None
 
 
 def test_pieces_that_are_not_in_a_row_have_no_checksum() -> None:
     for offset in (0, 1, 3, 5):  # there twice, over the other, with a hole, and right
-        pieces = files.Pieces(files.crc32)
+        pieces = files.Pieces(files.crc32, 0)
         pieces.add(0, 5, zlib.crc32(bytes(5)))
         pieces.add(offset, 5, zlib.crc32(bytes(5)))
         assert (pieces.joined(10) is not None) == (offset == 5)
 
 
 def test_checksums_of_long_pieces_are_joined() -> None:
-    mebibyte, pieces = bytes(range(256)) * 4096, files.Pieces(files.crc32)
-    whole = zlib.crc32(b"head")
-    for _ in range(5):
-        whole = zlib.crc32(mebibyte, whole)
-    crc = zlib.crc32(mebibyte)
+    mebibyte, head = bytes(range(256)) * 4096, zlib.crc32(b"head")
+    pieces = files.Pieces(files.crc32, 0, head)
+    first, crc = zlib.crc32(mebibyte, head), zlib.crc32(mebibyte)
     pieces.add(1 << 20, 1 << 20, crc, crc, pitch=2 << 20)
-    pieces.add(0, 1 << 20, crc, crc, crc, pitch=2 << 20)
-    assert pieces.joined(5 << 20, zlib.crc32(b"head")) == whole
+    pieces.add(0, 1 << 20, first, crc, crc, pitch=2 << 20)
+    assert pieces.joined(5 << 20) == zlib.crc32(5 * mebibyte, head)
 
 
 PIECES = [[(0, 100)], [(60, 40), (0, 30), (30, 30)], [(0, 50), (40, 60)], [(0, 50), (0, 50)]]
@@ -638,6 +637,13 @@ def test_rows_and_rereading_that_fail(tmp_path: Path, monkeypatch: pytest.Monkey
         def write(self, fd: int, data: memoryview, offset: int) -> int:
             raise OSError(errno.ENOSPC, "full")
 
+    class Idle(files.System):
+        def write(self, fd: int, data: memoryview, offset: int) -> int:
+            return 0
+
+    use(monkeypatch, Idle())
+    with pytest.raises(TargetError, match="m: writing failed: no byte was taken"):
+        staged.write(0, b"data")
     use(monkeypatch, Broken())
     with pytest.raises(TargetError, match="m: writing failed: broken"):
         staged.read_into(0, np.empty(4, np.uint8))

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,13 +30,15 @@ class Full(files.System):
 
     def __init__(self, room: int) -> None:
         self.room = room
+        self.turn = threading.Lock()  # several threads write
 
     def write(self, fd: int, data: memoryview, offset: int) -> int:
-        if self.room == 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        done = super().write(fd, data[: self.room], offset)
-        self.room -= done
-        return done
+        with self.turn:
+            if self.room == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            done = super().write(fd, data[: self.room], offset)
+            self.room -= done
+            return done
 
 
 def under(system: files.System, place: Path, writer: Writer, tag: str = "new") -> tuple[int, str]:
