@@ -6,9 +6,9 @@ All spend their time in calls that release the interpreter lock, so the cores ar
 is the pool whatever the sizes of the tensors.
 
 A permuted tensor is first loaded into memory, in the order of its source, and then permuted from
-there.  A large one is loaded in columns: cut across the order of the target, so that its source is
-read once whatever the room.  The rows of a column go to their places, and the target's checksum is
-joined from theirs.
+there, both by all threads.  A large one is loaded in columns: cut across the order of the target,
+so that its source is read once whatever the room.  The rows of a column go to their places, and the
+target's checksum is joined from theirs.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from converter.tensors import STRING, Checkpoint, TensorSpec
 READERS = 2  # threads that do the work: so many cores are kept busy, and more wait for the lock
 BUFFERS = READERS + 1  # one for each of them, and one for the caller
 WINDOW = 36 << 20  # bytes of all buffers together, unless told
-AHEAD = 208 << 20  # bytes of permuted tensors in memory, unless told
-COLUMNS = 2  # that have room there: one is loaded while another is permuted
+AHEAD = 144 << 20  # bytes of permuted tensors in memory, unless told
+LOAD = 8 << 20  # bytes of them that a thread loads at a time
+LOADED = READERS + 1  # columns at most that are loaded before a part is permuted
 ASIDE = 1 << 20  # bytes of a permuted tensor that is not worth to be loaded ahead of its time
 PIECE = 4 << 20  # bytes that are checksummed and written while they are in the cache
 SMALL = 128 << 10  # bytes of a tensor that takes less time than a change of threads
 BASE = 50 << 20  # bytes of the interpreter and the libraries, as measured
 ALIGNED = 64  # bytes; where a column starts
-LATE = 8  # a tensor that takes more than this part of the room comes late
 SHARE = 16  # a buffer is this part of what a limit leaves
 LEAST = 64 << 20  # bytes that a limit must leave
 
@@ -62,16 +62,15 @@ class Saved:
 
 
 class Memory(NamedTuple):
-    """Bytes to work with: each buffer, columns of permuted tensors together, and one of them."""
+    """Bytes to work with: each buffer, and permuted tensors in memory together."""
 
     buffer: int
     ahead: int
-    column: int
 
 
 def memory(limit: int | None) -> Memory:
     """What a memory limit leaves to work with; `LimitError` when that is too little."""
-    room = Memory(WINDOW // BUFFERS, AHEAD, AHEAD // COLUMNS)
+    room = Memory(WINDOW // BUFFERS, AHEAD)
     if limit is None or limit >= _peak(room):
         return room
     if limit < LEAST:
@@ -80,9 +79,8 @@ def memory(limit: int | None) -> Memory:
             expected=f"at least {LEAST >> 20} MiB",
             found=f"{limit >> 20} MiB",
         )
-    room = Memory(min((limit - BASE) // SHARE, room.buffer), 0, 0)
-    ahead = min(limit - _peak(room), AHEAD)
-    return room._replace(ahead=ahead, column=ahead)  # long rows are worth more than a second one
+    room = Memory(min((limit - BASE) // SHARE, room.buffer), 0)
+    return room._replace(ahead=min(limit - _peak(room), AHEAD))
 
 
 def _peak(room: Memory) -> int:
@@ -93,8 +91,7 @@ def _peak(room: Memory) -> int:
 def peak_memory(specs: Mapping[str, TensorSpec], limit: int | None = None) -> int:
     """The estimated peak of a conversion in bytes; buffers are never larger than needed."""
     room, largest = memory(limit), max((spec.nbytes for spec in specs.values()), default=0)
-    ahead = min(room.ahead, COLUMNS * largest)
-    return _peak(Memory(min(room.buffer, largest), ahead, 0))
+    return _peak(Memory(min(room.buffer, largest), min(room.ahead, LOADED * largest)))
 
 
 def check(specs: Mapping[str, TensorSpec], row: formats.Format) -> None:
@@ -206,14 +203,14 @@ class _Tensor(NamedTuple):
 
 
 class _Stopped(Exception):  # noqa: N818 - nothing is wrong
-    """Nobody waits for what a thread reads."""
+    """A column is not wanted any more."""
 
 
 class _Column:
-    """A part of a permuted tensor that is loaded by one thread, and permuted by all of them.
+    """A part of a permuted tensor that is loaded and then permuted, both by all threads.
 
-    Its source is read once, and in order, which is when a checksum costs no second read.  Columns
-    share their memory: there is room for one when those `before` it are done with.
+    Its source is read once, so that a checksum costs no second read.  Columns share their memory:
+    there is room for one when those `before` it are done with.
     """
 
     def __init__(self, tensor: _Tensor, box: Box, nbytes: int) -> None:
@@ -224,8 +221,9 @@ class _Column:
         self.before: Sequence[_Column] = ()
         self.done = threading.Event()
         self._view = box.view
+        self._error: BaseException | None = _Stopped()  # until all of it is there
+        self._loading = 0  # parts that are not there yet
         self._left = len(self.parts)
-        self._loaded: View | BaseException = _Stopped()
         self._ready = threading.Event()
         self._turn = threading.Lock()
 
@@ -238,25 +236,39 @@ class _Column:
         """Whether they share memory."""
         return self.start < other.end and other.start < self.end
 
-    def load(self, memory: Array) -> None:
-        """Read it, as soon as there is room; what goes wrong is for those who want its parts."""
+    def loads(self, memory: Array) -> list[_Load]:
+        """What is to be done before a part is read, in this order or any other."""
+        place = memory[self.start : self.start + self.nbytes]
+        self._view, loads = self._view.loading(place, LOAD)
+        self._loading = len(loads)
+        return [_Load(self, load) for load in loads]
+
+    def load(self, load: Callable[[], None]) -> None:
+        """Do it as soon as there is room; what goes wrong is for those who want the parts."""
         for column in self.before:
             column.done.wait()
-        self.before = ()  # or each would keep all that were before it
+        failed: BaseException | None = None
         try:
             with context(tensor=self.name):
-                self._loaded = self._view.loaded(memory[self.start : self.start + self.nbytes])
+                load()
         except BaseException as error:  # noqa: BLE001 - raised again by those
-            self._loaded = error
-        self._ready.set()
+            failed = error
+        with self._turn:
+            self._error = failed or self._error
+            self._loading -= 1
+            if not self._loading:
+                self.before = ()  # or each would keep all that were before it
+                if isinstance(self._error, _Stopped):
+                    self._error = None
+                self._ready.set()
 
     def read(self, part: Box, out: Array) -> None:
         """Fill `out` with a part; the last one to be read, or to fail, leaves the memory."""
         self._ready.wait()
         try:
-            if isinstance(self._loaded, BaseException):
-                raise self._loaded
-            part._replace(view=self._loaded).read(out)
+            if self._error:
+                raise self._error
+            part._replace(view=self._view).read(out)
         finally:
             with self._turn:
                 self._left -= 1
@@ -267,6 +279,13 @@ class _Column:
         """Let nobody wait for it."""
         self._ready.set()
         self.done.set()
+
+
+class _Load(NamedTuple):
+    """A call that brings a part of a column to its place in memory."""
+
+    column: _Column
+    call: Callable[[], None]
 
 
 class _Work(NamedTuple):
@@ -281,7 +300,9 @@ class _Work(NamedTuple):
     loaded: bool = False
 
 
-Stages = Iterator[_Work | _Column]
+Cuts = Iterator[_Work | _Column]
+Stages = Iterator[_Work | _Load]
+Waiting = deque[tuple[_Column, list[_Work]]]  # columns not yet permuted, and the pieces after each
 
 
 class _Piece(NamedTuple):
@@ -305,8 +326,7 @@ class _Readers:
     """The tensors of a checkpoint in pieces, read ahead by threads, in `order`.
 
     They write the pieces of those that have a home, and hand out the others.  A thread takes a
-    buffer first and the next piece then, so the piece that is waited for always has one.  Large
-    permuted tensors come last: the first of them is loaded while others are written.  Use as a
+    buffer first and the next piece then, so the piece that is waited for always has one.  Use as a
     context manager; leaving it stops the threads, whatever happened.
     """
 
@@ -319,13 +339,9 @@ class _Readers:
         self._room = room
         self._columns: list[_Column] = []
         self._stopped = False
-        soon: list[_Tensor] = []
-        late: list[_Tensor] = []
-        for each in tensors:
-            (late if not each.small and self._is_late(each.view) else soon).append(each)
-        self.order = (*soon, *late)
-        soon = [each for each in soon if not each.small]
-        self._work = self._scheduled(self._cut_all(soon), self._cut_all(late))
+        self.order = tuple(tensors)
+        large = (tensor for tensor in tensors if not tensor.small)
+        self._work = self._scheduled(itertools.chain.from_iterable(map(self._cut, large)))
         self._own = np.empty(SMALL, np.uint8)
         self._turn = threading.Lock()
         self._free: queue.SimpleQueue[Array | None] = queue.SimpleQueue()
@@ -376,59 +392,40 @@ class _Readers:
             if progress is not None:
                 progress(tensor.name, found)
 
-    def _is_late(self, view: View) -> bool:
-        least = self._room.ahead // LATE
-        return view.load_nbytes > least and _is_permuted(view)
-
-    def _scheduled(self, soon: Stages, late: Stages) -> Stages:
+    def _scheduled(self, cuts: Cuts) -> Stages:
         """All pieces in order, and columns that are to be loaded, as early as there is room.
 
         So a thread that waits for room waits for pieces that others have, and never for itself.
         """
-        loads: list[_Column] = []  # whose parts are not handed out yet
-        waiting: deque[_Work | _Column] = deque()  # a column first, if there is any
-        first = next(late, None)
-        if isinstance(first, _Column) and 2 * first.nbytes <= self._room.ahead:
-            self._is_placed(first, loads)
-            yield first
-        for each in itertools.chain(soon, [first] if first else [], late):
-            if isinstance(each, _Column) and each not in loads:
-                while not self._is_placed(each, loads):
-                    yield from self._handed_out(waiting, loads)
+        waiting: Waiting = deque()
+        for each in cuts:
+            if isinstance(each, _Column):
+                while not self._is_placed(each, waiting):
+                    yield from _handed_out(waiting)
+                yield from each.loads(self._memory)
+                waiting.append((each, []))
+            elif waiting:
+                waiting[-1][1].append(each)
+            else:
                 yield each
-            waiting.append(each)
-            if isinstance(waiting[0], _Work):
-                yield waiting.popleft()
         while waiting:
-            yield from self._handed_out(waiting, loads)
+            yield from _handed_out(waiting)
 
-    def _is_placed(self, column: _Column, loads: list[_Column]) -> bool:
+    def _is_placed(self, column: _Column, waiting: Waiting) -> bool:
         """Find it a place in the memory that none of the others has."""
-        if len(loads) > READERS:
+        others = [other for other, _ in waiting]
+        if len(others) == LOADED:
             return False
-        for column.start in (0, *(other.end for other in loads)):
+        for column.start in (0, *(other.end for other in others)):
             fits = column.start + column.nbytes <= self._room.ahead
-            if fits and not any(map(column.overlaps, loads)):
+            if fits and not any(map(column.overlaps, others)):
                 self._columns = [other for other in self._columns if not other.done.is_set()]
                 column.before = [other for other in self._columns if column.overlaps(other)]
                 self._columns.append(column)
-                loads.append(column)
                 return True
         return False
 
-    def _handed_out(self, waiting: deque[_Work | _Column], loads: list[_Column]) -> Stages:
-        """The parts of the next column, and all pieces up to the one after it."""
-        column = waiting.popleft()
-        if isinstance(column, _Column):
-            loads.remove(column)
-            yield from column.parts
-        while waiting and isinstance(waiting[0], _Work):
-            yield waiting.popleft()
-
-    def _cut_all(self, tensors: Sequence[_Tensor]) -> Stages:
-        return itertools.chain.from_iterable(map(self._cut, tensors))
-
-    def _cut(self, tensor: _Tensor) -> Stages:
+    def _cut(self, tensor: _Tensor) -> Cuts:
         view, ordered = tensor.view, tensor.home is None
         if not view.size:  # nobody waits for a piece of it
             return
@@ -451,11 +448,10 @@ class _Readers:
 
     def _cut_columns(self, view: View, *, ordered: bool) -> list[Box]:
         """The columns of a permuted view; none where there is no room for good ones."""
-        room = self._room.ahead if ordered else self._room.column
+        room = self._room.ahead
         nbytes = min(room, room * view.nbytes // view.load_nbytes)
         boxes = view.in_pieces().boxes(nbytes, ordered=ordered)
-        most = self._room.ahead
-        good = all(box.size == box.view.size and box.view.load_nbytes <= most for box in boxes)
+        good = all(box.size == box.view.size and box.view.load_nbytes <= room for box in boxes)
         return boxes if good else []
 
     def _read_all(self) -> None:
@@ -472,9 +468,9 @@ class _Readers:
                 break
             if work is None:
                 break
-            if isinstance(work, _Column):
+            if isinstance(work, _Load):
                 self._free.put(buffer)  # which others can use meanwhile
-                work.load(self._memory)
+                work.column.load(work.call)
                 continue
             try:
                 with context(tensor=work.tensor.name):
@@ -485,6 +481,13 @@ class _Readers:
             except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
                 promise.put(error)
         self._free.put(None)  # for the other threads
+
+
+def _handed_out(waiting: Waiting) -> Iterator[_Work]:
+    """The parts of the next column, and the pieces up to the one after it."""
+    column, pieces = waiting.popleft()
+    yield from column.parts
+    yield from pieces
 
 
 def _is_permuted(view: View) -> bool:

@@ -48,6 +48,7 @@ except ImportError:
     from zlib import crc32 as _crc32
 
 Array = NDArray[Any]
+Data = Array | bytes | memoryview
 BLOCK = 1 << 18  # bytes; a buffer of this size, reused, stays in the L2 cache
 LOCK_SECONDS = 60.0  # how long a publication waits for its turn in a folder
 
@@ -240,17 +241,22 @@ def _bytes_of(array: Array) -> NDArray[np.uint8]:
     return array.reshape(-1).view(np.uint8)
 
 
-def crc32c(data: Array | bytes, crc: int = 0) -> int:
+def _array_of(data: Data) -> Array:
+    return data if isinstance(data, np.ndarray) else np.frombuffer(data, np.uint8)
+
+
+def crc32c(data: Data, crc: int = 0) -> int:
     """CRC-32C (Castagnoli) of bytes, continued from `crc`."""
-    return int(google_crc32c.extend(crc, data if isinstance(data, bytes) else _bytes_of(data)))
+    given = data if isinstance(data, bytes) else _bytes_of(_array_of(data))
+    return int(google_crc32c.extend(crc, given))
 
 
-def crc32(data: Array | bytes, crc: int = 0) -> int:
+def crc32(data: Data, crc: int = 0) -> int:
     """CRC-32 (zip's polynomial) of bytes, continued from `crc`."""
-    return _crc32(data if isinstance(data, bytes) else _bytes_of(data).data, crc)
+    return _crc32(_bytes_of(data).data if isinstance(data, np.ndarray) else data, crc)
 
 
-Crc = Callable[[Array | bytes, int], int]
+Crc = Callable[[Data, int], int]
 # Bit-reversed, without the leading one.
 POLYNOMIALS: dict[Crc, int] = {crc32: 0xEDB88320, crc32c: 0x82F63B78}
 
@@ -267,7 +273,7 @@ class Pieces:
         self._initial = initial
         self._found: list[tuple[int, int, int, NDArray[np.uint32]]] = []
 
-    def of(self, offset: int, piece: Array) -> int:
+    def of(self, offset: int, piece: Data) -> int:
         """The checksum of a piece, which goes on from `initial` if it is the first."""
         return self._function(piece, self._initial if offset == self._start else 0)
 
@@ -535,16 +541,15 @@ class StagedFile:
                 return path, fd
             system.close(fd)
 
-    def append(self, data: Array | bytes) -> int:
+    def append(self, data: Data) -> int:
         """Write at the end; the offset at which the data now starts."""
         start = self.size
         self.write(start, data)
         return start
 
-    def write(self, offset: int, data: Array | bytes) -> None:
+    def write(self, offset: int, data: Data) -> None:
         """Write at `offset`; several threads may, each in its own range."""
-        array = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data
-        view = _bytes_of(np.ascontiguousarray(array)).data
+        view = _bytes_of(np.ascontiguousarray(_array_of(data))).data
         done = 0
         while done < len(view):
             try:
@@ -565,13 +570,13 @@ class StagedFile:
 
         Several threads may, each its own rows; `pieces` takes them, too.
         """
-        width, crcs = rows.shape[1] * rows.itemsize, []
-        for number, row in enumerate(_bytes_of(rows).reshape(-1, width)):
-            place = offset + number * pitch
+        data, width, crcs = _bytes_of(rows).data, rows.shape[1] * rows.itemsize, []
+        for number, start in enumerate(range(0, len(data), width)):
+            row, place = data[start : start + width], offset + number * pitch
             if pieces:
                 crcs.append(pieces.of(place, row))
             try:
-                done = system.write(self._fd, row.data, place)
+                done = system.write(self._fd, row, place)
             except OSError:
                 done = 0
             if done < width:  # rare, and `write` knows what to do or to say

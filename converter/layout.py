@@ -330,23 +330,37 @@ class View(NamedTuple):
         self.read(0, out)
         return out.reshape(self.shape)
 
-    def loaded(self, memory: Array | None = None) -> View:
+    def loaded(self) -> View:
         """The same view over memory, for a reader that takes its elements in order.
 
         They are read as they lie in the storage, once and in long runs.  Its rows, along the axis
         that is the storage's innermost, come in the order of this view and are padded to an odd
         number of cache lines, so that such a reader goes in equal steps, from one set of a cache
-        to another.  `memory` is an array of `load_nbytes` bytes.
+        to another.
+        """
+        memory = np.empty(self.load_nbytes, np.uint8)
+        view, loads = self.loading(memory, memory.size)
+        for load in loads:
+            load()
+        return view
+
+    def loading(self, memory: Array, nbytes: int) -> tuple[View, list[Callable[[], None]]]:
+        """What `loaded` gives, in `memory`, and the calls that bring it there.
+
+        Any thread may make them, in any order, and all before the view is read.  Each is for a
+        part of at most `nbytes` (an element at least); `memory` has `load_nbytes` bytes.
         """
         factors = self.factors
-        steps, size = _rows(factors, self.dtype.itemsize)
-        whole = np.empty(size, self.dtype) if memory is None else memory.view(self.dtype)
-        kept = [(n, stride) for n, stride in factors if stride]
-        shape, strides = [n for n, _ in kept], [step for step in steps if step]
-        if self.size:
-            _copy(_box(self, 0, tuple(kept), (), _strided(whole, shape, strides)))
+        steps, _ = _rows(factors, self.dtype.itemsize)
+        whole = memory.view(self.dtype)
         axes = tuple(((n, step),) for (n, _), step in zip(factors, steps, strict=True))
-        return View(Memory(whole), 0, axes, self.dtype).reshape(self.shape)
+        view = View(Memory(whole), 0, axes, self.dtype).reshape(self.shape)
+        if not self.size:
+            return view, []
+        kept = [(n, stride) for n, stride in factors if stride]
+        target = _strided(whole, [n for n, _ in kept], [step for step in steps if step])
+        box = _box(self, 0, tuple(kept), (), target)
+        return view, [partial(_copy, part) for part in _parts(box, nbytes)]
 
     def in_pieces(self) -> View:
         """The same view, for a reader that takes every element once, in pieces of any order."""
@@ -682,6 +696,21 @@ def _box(
     axes = axes or [(1, 1, 1)]
     target = _strided(target, [n for _, _, n in axes], [stride for _, stride, _ in axes])
     return _Box(view.storage, offset, tuple(step for step, _, _ in axes), functions, target)
+
+
+def _parts(box: _Box, nbytes: int) -> Iterator[_Box]:
+    """Cut a box along its outermost axes into parts of at most `nbytes`, or of one element."""
+    target, (step, *inner) = box.target, box.strides
+    count = nbytes * len(target) // target.nbytes
+    if count or not inner:
+        for at in range(0, len(target), max(1, count)):
+            part = target[at : at + max(1, count)]
+            yield box._replace(offset=box.offset + at * step, target=part)
+        return
+    for at, part in enumerate(target):
+        yield from _parts(
+            box._replace(offset=box.offset + at * step, strides=tuple(inner), target=part), nbytes
+        )
 
 
 def _copy(box: _Box) -> None:

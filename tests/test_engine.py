@@ -26,15 +26,16 @@ from converter.tensors import Checkpoint, Tensor, from_arrays
 Array = NDArray[Any]
 
 # The ways of the engine: bytes of its buffers, of what is loaded, written, left to the caller.
-MEMORY = {  # window, ahead, aside, piece, small
-    "all at once": (96 << 20, 448 << 20, 16 << 20, 1 << 20, 0),
-    "by the caller": (96 << 20, 448 << 20, 16 << 20, 1 << 20, 1 << 20),
-    "in pieces": (256, 0, 0, 64, 0),
-    "in tiny pieces": (64, 0, 0, 16, 0),
-    "read ahead": (256, 1 << 20, 0, 64, 0),
-    "some read ahead": (256, 600, 100, 48, 100),
+MEMORY = {  # window, ahead, load, aside, piece, small
+    "all at once": (96 << 20, 448 << 20, 448 << 20, 16 << 20, 1 << 20, 0),
+    "by the caller": (96 << 20, 448 << 20, 448 << 20, 16 << 20, 1 << 20, 1 << 20),
+    "in pieces": (256, 0, 0, 0, 64, 0),
+    "in tiny pieces": (64, 0, 0, 0, 16, 0),
+    "read ahead": (256, 1 << 20, 1 << 20, 0, 64, 0),
+    "read ahead by all": (256, 1 << 20, 100, 0, 64, 0),
+    "some read ahead": (256, 600, 90, 100, 48, 100),
 }
-SIZES = ("WINDOW", "AHEAD", "ASIDE", "PIECE", "SMALL")
+SIZES = ("WINDOW", "AHEAD", "LOAD", "ASIDE", "PIECE", "SMALL")
 PORT = """
 mapping: 1
 rules:
@@ -286,11 +287,11 @@ def permuted(seed: int) -> tuple[Checkpoint, dict[str, Array], list[Slow]]:
     return Checkpoint(tensors), wanted, storages
 
 
-ROOMS = {  # buffer, ahead, column
-    "two columns": engine.Memory(512, 8 << 10, 4 << 10),
-    "one column": engine.Memory(512, 4 << 10, 4 << 10),
-    "much": engine.Memory(4096, 1 << 20, 1 << 19),
-    "short rows": engine.Memory(256, 600, 600),
+ROOMS = {  # buffer, ahead
+    "two columns": engine.Memory(512, 8 << 10),
+    "one column": engine.Memory(512, 4 << 10),
+    "much": engine.Memory(4096, 1 << 20),
+    "short rows": engine.Memory(256, 600),
 }
 
 
@@ -303,6 +304,7 @@ def test_columns_that_share_memory_do_not_disturb_each_other(
     monkeypatch.setattr(engine, "READERS", readers)
     monkeypatch.setattr(engine, "BUFFERS", readers + 1)
     monkeypatch.setattr(engine, "ASIDE", 64)
+    monkeypatch.setattr(engine, "LOAD", 300)
     monkeypatch.setattr(engine, "SMALL", 0)
     monkeypatch.setattr(engine, "memory", lambda _: ROOMS[room])
     monkeypatch.setattr(layout, "GAP", 0)
@@ -319,6 +321,7 @@ def test_a_column_that_cannot_be_read_ends_it_without_a_thread_that_waits(
     after, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(engine, "ASIDE", 64)
+    monkeypatch.setattr(engine, "LOAD", 300)
     monkeypatch.setattr(engine, "SMALL", 0)
     monkeypatch.setattr(engine, "memory", lambda _: ROOMS["one column"])
     checkpoint, _, storages = permuted(5)
@@ -339,6 +342,7 @@ def test_a_column_that_cannot_be_read_ends_it_without_a_thread_that_waits(
 @pytest.mark.parametrize("at", [0, 1, 5, 20])
 def test_an_interrupt_while_columns_wait_for_room(at, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "ASIDE", 64)
+    monkeypatch.setattr(engine, "LOAD", 300)
     monkeypatch.setattr(engine, "SMALL", 0)
     monkeypatch.setattr(engine, "memory", lambda _: ROOMS["one column"])
     calls = iter(range(at))

@@ -511,13 +511,36 @@ def test_a_view_is_loaded_by_reading_each_storage_once_and_in_order():
     view = concatenate(halves, 1)
     assert not view.in_order
     assert not view.in_memory
-    found = view.loaded(np.empty(view.load_nbytes, np.uint8))
+    found = view.loaded()
     assert np.array_equal(found.numpy(), np.hstack([np.arange(24.0).reshape(4, 6).T] * 2))
     for storage in (one, other):
         starts = [start for start, _ in storage.requests]
         assert starts == sorted(starts)
         assert sum(size for _, size in storage.requests) == 24
     assert found.in_memory
+
+
+@settings(max_examples=150, deadline=None)
+@given(tensors(), st.integers(1, 512), st.randoms(use_true_random=False))
+def test_a_view_is_loaded_in_parts_of_any_size_and_order(case, nbytes, random):
+    view, expected = case
+    memory = np.full(view.load_nbytes + 16, 0xA5, np.uint8)
+    found, loads = view.loading(memory[: view.load_nbytes], nbytes)
+    random.shuffle(loads)
+    for load in loads:
+        load()
+    assert found.numpy().tobytes() == expected.tobytes()
+    assert (memory[view.load_nbytes :] == 0xA5).all()
+
+
+def test_parts_of_a_view_read_each_element_once():
+    storage = Reads(np.arange(6 * 40 * 100, dtype="f4"))
+    view = View.over(storage, (6, 40, 100)).transpose((2, 1, 0))
+    _, loads = view.loading(np.empty(view.load_nbytes, np.uint8), 20 * 100 * 4)
+    assert len(loads) == 12
+    for load in reversed(loads):
+        load()
+    assert sorted(storage.requests) == [(start, 2000) for start in range(0, 24_000, 2000)]
 
 
 @pytest.mark.parametrize("columns", [512, 100, 32])
