@@ -18,7 +18,6 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -47,8 +46,7 @@ LEAST = 64 << 20  # bytes that a limit must leave
 Progress = Callable[[str, int], None]
 
 
-@dataclass(frozen=True, slots=True)
-class Saved:
+class Saved(NamedTuple):
     """What was written: the files, and the bytes of all tensors.
 
     `resumed` tensors of them were there from a run that was stopped.

@@ -22,7 +22,6 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -52,14 +51,14 @@ Data = Array | bytes | memoryview
 BLOCK = 1 << 18  # bytes; a buffer of this size, reused, stays in the L2 cache
 LOCK_SECONDS = 60.0  # how long a publication waits for its turn in a folder
 
-_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([KMGT]?)(iB|B|)", re.IGNORECASE)
+_SIZE = r"(?i)([0-9]{1,15}(?:\.[0-9]{1,9})?)\s*([KMGT]?)(iB|B|)"
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _BINARY = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def size_of(text: str) -> int:
     """The bytes that `128MiB`, `2GB` or `4096` stand for; ValueError when it is no size."""
-    found = _SIZE.fullmatch(text)
+    found = re.fullmatch(_SIZE, text)
     if not found:
         raise ValueError(f"'{text}' is no size: write 128MiB or 2GB")
     table = _BINARY if found[3].lower() == "ib" else _UNITS
@@ -530,7 +529,7 @@ class StagedFile:
                 raise
             raise write_error(error, target, "cannot be created") from error
         self.size = os.fstat(self._fd).st_size
-        self._turn = threading.Lock()
+        self._turn, self._rows = threading.Lock(), threading.Lock()
 
     def _create(self) -> tuple[Path, int]:
         while True:
@@ -568,19 +567,23 @@ class StagedFile:
     ) -> None:
         """Write the rows of a C-contiguous 2-D array `pitch` bytes apart, the first at `offset`.
 
-        Several threads may, each its own rows; `pieces` takes them, too.
+        Several threads may, each its own rows; `pieces` takes them, too.  They take turns: a file
+        takes one write at a time, and a thread that waits for each of many keeps a core busy.
         """
-        data, width, crcs = _bytes_of(rows).data, rows.shape[1] * rows.itemsize, []
-        for number, start in enumerate(range(0, len(data), width)):
-            row, place = data[start : start + width], offset + number * pitch
-            if pieces:
-                crcs.append(pieces.of(place, row))
-            try:
-                done = system.write(self._fd, row, place)
-            except OSError:
-                done = 0
-            if done < width:  # rare, and `write` knows what to do or to say
-                self.write(place + done, row[done:])
+        data, width = _bytes_of(rows).data, rows.shape[1] * rows.itemsize
+        parts = [
+            (offset + number * pitch, data[start : start + width])
+            for number, start in enumerate(range(0, len(data), width))
+        ]
+        crcs = [pieces.of(place, row) for place, row in parts] if pieces else []
+        with self._rows:
+            for place, row in parts:
+                try:
+                    done = system.write(self._fd, row, place)
+                except OSError:
+                    done = 0
+                if done < width:  # rare, and `write` knows what to do or to say
+                    self.write(place + done, row[done:])
         self._grow(offset + (len(rows) - 1) * pitch + width)
         if pieces:
             pieces.add(offset, width, *crcs, pitch=pitch)
@@ -640,8 +643,7 @@ class StagedFile:
                 system.close(fd)
 
 
-@dataclass(frozen=True, slots=True)
-class Interim:
+class Interim(NamedTuple):
     """Where new data may lie while the names of the old data are still needed.
 
     `data` are paths that no checkpoint uses, one for each data target; `marker` is the content

@@ -11,8 +11,7 @@ import difflib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -75,8 +74,7 @@ class Step(NamedTuple):
         return next((kind for kind in ("lossy", "rounding") if kind in kinds), "exact")
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """The ledger of one conversion: what is made, what is dropped, what is wrong."""
 
     rules: Rules
@@ -101,13 +99,13 @@ class Plan:
         """The targets that have no source."""
         return tuple(step for step in self.steps if isinstance(step.rule, Make))
 
-    @cached_property
+    @property
     def source_nbytes(self) -> int:
         """Bytes of the source tensors that are used."""
         used = {name for step in self.steps for name in step.sources}
         return sum(self.sources[name].nbytes for name in used)
 
-    @cached_property
+    @property
     def target_nbytes(self) -> int:
         """Bytes of all targets."""
         return sum(step.spec.nbytes for step in self.steps)
@@ -147,8 +145,7 @@ class Plan:
         return tuple(group for group in groups if len(group) > 1)
 
 
-@dataclass(frozen=True)
-class Port:
+class Port(NamedTuple):
     """A mapping, ready to use: rules, and what can be done with them."""
 
     rules: Rules
@@ -216,8 +213,7 @@ def plan(
 Claim = TypeVar("Claim")
 
 
-@dataclass(slots=True)
-class _Group:
+class _Group(NamedTuple):
     """The sources of one application of a rule: per source template, (extra holes, name)."""
 
     bindings: Bindings
@@ -251,17 +247,20 @@ class _Index(Generic[Claim]):
         return found
 
 
-@dataclass
 class _Planner:
-    rules: Rules
-    specs: Mapping[str, TensorSpec]
-    aliases: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    called: dict[str, str] = field(default_factory=dict)  # names of which an alias was taken
-    problems: list[Diagnostic] = field(default_factory=list)
-    steps: list[Step] = field(default_factory=list)
-    dropped: dict[str, str] = field(default_factory=dict)
-    left: list[str] = field(default_factory=list)
-    inferred: dict[Any, tuple[list[TensorSpec], tuple[str, ...]]] = field(default_factory=dict)
+    def __init__(
+        self,
+        rules: Rules,
+        specs: Mapping[str, TensorSpec],
+        aliases: Mapping[str, Sequence[str]],
+    ) -> None:
+        self.rules, self.specs, self.aliases = rules, specs, aliases
+        self.called: dict[str, str] = {}  # names of which an alias was taken
+        self.problems: list[Diagnostic] = []
+        self.steps: list[Step] = []
+        self.dropped: dict[str, str] = {}
+        self.left: list[str] = []
+        self.inferred: dict[Any, tuple[list[TensorSpec], tuple[str, ...]]] = {}
 
     def plan(self, metadata: Mapping[str, str]) -> Plan:
         self.check_contract(metadata)

@@ -9,9 +9,10 @@ A step whose ops no shape can confirm is proved by a probe that went through its
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,8 +31,7 @@ STAND_INS = (2, 3, 5, 7, 11, 13)  # for sizes that a file leaves open; two must 
 Proved = tuple[Place, int, int]  # where a rule stands, the axes of a source and of a target of it
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What came of a probe: the rules that it went through, or what is wrong."""
 
     probe: Probe
@@ -74,7 +74,7 @@ def outcomes(rules: Rules) -> list[Outcome]:
             known[key] = run(probe)
         via = probe.place.via
         proved = {(p.included(via) if via else p, a, b) for p, a, b in known[key].proved}
-        found.append(replace(known[key], probe=probe, proved=frozenset(proved)))
+        found.append(known[key]._replace(probe=probe, proved=frozenset(proved)))
     return found
 
 

@@ -6,7 +6,7 @@ import re
 
 MAX_NAME = 4_096  # bytes
 MAX_SHOWN = 200  # characters
-_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_UNPRINTABLE = "[\x00-\x1f\x7f-\x9f\ud800-\udfff]"
 
 
 def name_problem(name: str) -> str:
@@ -15,7 +15,7 @@ def name_problem(name: str) -> str:
         return ""  # as nearly always
     if not name:
         return "is empty"
-    if _UNPRINTABLE.search(name):
+    if re.search(_UNPRINTABLE, name):
         return "has a control character, or is not Unicode"
     return f"is longer than {MAX_NAME} bytes" if len(name.encode()) > MAX_NAME else ""
 
@@ -23,4 +23,4 @@ def name_problem(name: str) -> str:
 def shown(text: str) -> str:
     """Text from a file, fit for a message."""
     text = text[:MAX_SHOWN]
-    return repr(text)[1:-1] if _UNPRINTABLE.search(text) else text
+    return repr(text)[1:-1] if re.search(_UNPRINTABLE, text) else text

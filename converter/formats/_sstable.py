@@ -18,7 +18,6 @@ from __future__ import annotations
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -90,17 +89,21 @@ class Window:
         return page[key - start]
 
 
-@dataclass(slots=True)
 class Block:
     """The contents of a block; `base` is their place in the file, -1 when compressed.
 
-    `pending` is the checksum of a large one, until it is verified.
+    `values` are where those of each key start and stop in the data; `pending` is the checksum of a
+    large block, until it is verified.
     """
 
-    data: Buffer
-    base: int
-    values: dict[bytes, tuple[int, int]]  # key → [start, stop) in the data
-    pending: Checksum | None = None
+    def __init__(
+        self,
+        data: Buffer,
+        base: int,
+        values: dict[bytes, tuple[int, int]],
+        pending: Checksum | None = None,
+    ) -> None:
+        self.data, self.base, self.values, self.pending = data, base, values, pending
 
     def verify(self, file: File) -> None:
         """Raise `ChecksumError` if the contents are not what was written."""

@@ -16,9 +16,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -269,8 +268,7 @@ def is_slice_key(key: bytes) -> bool:
 # ── slices ───────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """A stored slice of a tensor: where it belongs, and its values in that shape."""
 
     box: Box

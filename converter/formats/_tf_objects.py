@@ -51,7 +51,7 @@ MAX_PATHS = 8  # offered for a tensor
 MAX_DEPTH = 32  # edges of a path that is offered
 MAX_STEPS = 200_000  # in search of paths
 
-_LISTS = re.compile(r".*(variables|weights)|optimizer|keras_api")  # edges that say nothing
+_LISTS = r".*(variables|weights)|optimizer|keras_api"  # edges that say nothing
 
 
 class Attribute(NamedTuple):
@@ -355,7 +355,7 @@ def _usable(alias: str) -> bool:
 
 def _rank(path: list[str], own: list[str]) -> tuple[bool, bool, bool, int]:
     """Sorts paths: by attributes rather than through lists, then the key's own, then short ones."""
-    listed = any(_LISTS.fullmatch(edge) for edge in path)
+    listed = any(re.fullmatch(_LISTS, edge) for edge in path)
     return listed, bool(path) and path[-1].isdecimal(), path != own, len(path)
 
 

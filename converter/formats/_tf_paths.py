@@ -31,9 +31,9 @@ MAX_STATE = 1 << 20  # bytes
 MAX_FILES = 10_000  # looked at in a folder
 
 _PART = re.compile(r"(?P<prefix>.+)\.(?P<suffix>index|meta|data-\d{5}-of-\d{5})")
-_SHARD = re.compile(r"(?P<prefix>.+)-(?:\d{5}|\?{5})-of-(?P<count>\d{5})")
-_STATE_LINE = re.compile(rb'^\s*model_checkpoint_path\s*:\s*"((?:[^"\\\n]|\\.)*)"', re.MULTILINE)
-_ESCAPE = re.compile(rb"\\([0-7]{1,3}|.)")
+_SHARD = r"(?P<prefix>.+)-(?:\d{5}|\?{5})-of-(?P<count>\d{5})"
+_STATE_LINE = rb'(?m)^\s*model_checkpoint_path\s*:\s*"((?:[^"\\\n]|\\.)*)"'
+_ESCAPE = rb"\\([0-7]{1,3}|.)"
 
 
 class Place(NamedTuple):
@@ -144,11 +144,11 @@ def _without_index(path: Path, prefix: Path) -> NotFoundError:
 
 def _shards(path: Path) -> tuple[Path, ...]:
     """All V1 shards of a set, given one of them, its glob or its prefix; none when it is no set."""
-    shard = _SHARD.fullmatch(path.name)
+    shard = re.fullmatch(_SHARD, path.name)
     if shard:
         prefix, counts = shard["prefix"], {int(shard["count"])}
     else:
-        found = (_SHARD.fullmatch(other.name) for other in _beside(path, r"-\d{5}-of-\d{5}"))
+        found = (re.fullmatch(_SHARD, other.name) for other in _beside(path, r"-\d{5}-of-\d{5}"))
         prefix, counts = path.name, {int(other["count"]) for other in found if other}
     if len(counts) > 1:
         raise NotFoundError(
@@ -252,10 +252,10 @@ def _from_state(state: Path) -> Place | None:
     """
     if state.stat().st_size > MAX_STATE:
         return None
-    line = _STATE_LINE.search(state.read_bytes())
+    line = re.search(_STATE_LINE, state.read_bytes())
     if line is None:
         return None
-    written = os.fsdecode(_ESCAPE.sub(lambda found: _unescaped(found[1]), line[1]))
+    written = os.fsdecode(re.sub(_ESCAPE, lambda found: _unescaped(found[1]), line[1]))
     target = Path(written)
     names = [re.split(r"[/\\]", written)[-1]]
     if not target.is_absolute() and ".." not in target.parts:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -154,13 +153,12 @@ def open(path: Path) -> Checkpoint:  # noqa: A001 - the contract of a format
 # ── the list of tensors ──────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(slots=True)
 class _Saved:
     """A SavedSliceMeta: a tensor and where its slices are."""
 
-    shape: tuple[int, ...]
-    dtype: int
-    slices: list[tuple[Table, Slice]] = field(default_factory=list)
+    def __init__(self, shape: tuple[int, ...], dtype: int) -> None:
+        self.shape, self.dtype = shape, dtype
+        self.slices: list[tuple[Table, Slice]] = []
 
     def check(self, name: str, key: bytes) -> None:
         """Raise `CorruptFileError` unless the slices make up the tensor, and can be there."""
@@ -248,8 +246,7 @@ def _whole(shape: Sequence[int]) -> Slice:
 # ── values ───────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True)
-class _Value:
+class _Value(NamedTuple):
     """A slice in a table, and how to get its elements."""
 
     table: Table

@@ -155,8 +155,7 @@ class Lookup(NamedTuple):
         return self.table.entries.get(tuple(str(bindings[key]) for key in self.keys))
 
 
-@dataclass(frozen=True, slots=True)
-class Star:
+class Star(NamedTuple):
     """A part of a segment, or anything; only in selectors."""
 
     wide: bool

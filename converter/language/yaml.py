@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from yaml.events import (
@@ -46,8 +45,7 @@ _WORDS: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """A place in the text; `line` and `column` count from 1, `end` is the column after the last."""
 
     line: int
@@ -65,8 +63,7 @@ class YamlError(ValueError):
         self.hint = hint
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(NamedTuple):
     """The text, its data, and the span of the value (and of the key) at each path into it."""
 
     text: str

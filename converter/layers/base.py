@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from random import Random  # NumPy's own takes longer to import than most probes to run
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,8 +29,7 @@ def shape_of(axes: str, sizes: Sizes) -> tuple[int, ...]:
     )
 
 
-@dataclass(frozen=True)
-class Convention:
+class Convention(NamedTuple):
     """How one framework holds a layer's weights (name → axes in words), and computes with them.
 
     `defaults` are the weights that a layer may be without, and the number that then stands for
@@ -39,7 +38,7 @@ class Convention:
 
     weights: Mapping[str, str]
     compute: Compute
-    defaults: Mapping[str, float] = field(default_factory=dict)
+    defaults: Mapping[str, float] = MappingProxyType({})
 
     def shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
         """The shape of each weight."""
@@ -63,8 +62,7 @@ def normal(random: Random, shape: tuple[int, ...], _: Sizes) -> Array:
     return np.array(values).reshape(shape)
 
 
-@dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """What is computed, whoever holds the weights: inputs and outputs have their channels last.
 
     `sizes` are small and differ, so that no two axes are taken for each other.
