@@ -32,7 +32,7 @@ from converter.tensors import STRING, Checkpoint, TensorSpec
 READERS = 2  # threads that do the work: so many cores are kept busy, and more wait for the lock
 BUFFERS = READERS + 1  # one for each of them, and one for the caller
 WINDOW = 36 << 20  # bytes of all buffers together, unless told
-AHEAD = 144 << 20  # bytes of permuted tensors in memory, unless told
+AHEAD = 208 << 20  # bytes of permuted tensors in memory, unless told
 LOAD = 8 << 20  # bytes of them that a thread loads at a time
 LOADED = READERS + 1  # columns at most that are loaded before a part is permuted
 ASIDE = 1 << 20  # bytes of a permuted tensor that is not worth to be loaded ahead of its time
