@@ -18,6 +18,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -621,6 +622,30 @@ def test_rows_and_what_was_written(
     assert staged.size == 30
     publication.commit()
     assert (tmp_path / "m").read_bytes() == again.tobytes()
+
+
+def test_rows_of_two_pieces_are_not_written_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file takes one write at a time: threads that wait for each would only spin."""
+    order = []
+
+    class Slow(files.System):
+        def write(self, fd: int, data: memoryview, offset: int) -> int:
+            order.append(data[0])
+            time.sleep(0.001)
+            return super().write(fd, data, offset)
+
+    publication = Publication([tmp_path / "m"])
+    use(monkeypatch, Slow())
+    pieces = [np.full((20, 3), number, np.uint8) for number in (1, 2, 3)]
+    with ThreadPoolExecutor(3) as pool:
+        for number, rows in enumerate(pieces):
+            pool.submit(publication.files[0].write_rows, 3 * number, rows, 9)
+    assert sorted(order) == [1] * 20 + [2] * 20 + [3] * 20
+    assert sum(a != b for a, b in itertools.pairwise(order)) == 2
+    publication.commit()
+    assert (tmp_path / "m").read_bytes() == b"\1\1\1\2\2\2\3\3\3" * 20
 
 
 def test_rows_and_rereading_that_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
