@@ -653,11 +653,26 @@ def test_big_endian(opened, dtype):
     assert bits(arrays["w"]) == bits(native)
 
 
+THREE = {"size": (3,), "stride": (1,), "storage": "DoubleStorage"}
+
+
+def test_one_storage_as_two_dtypes(opened):
+    """Of as many bytes, and in either order."""
+    for floats, doubles in ("vw", "wv"):
+        values = {floats: tensor_of(), doubles: tensor_of(3, **THREE)}
+        arrays = opened(archive_of(dict_of(**dict(sorted(values.items()))), [SIX]))
+        assert arrays[floats].tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert arrays[doubles].dtype == np.float64
+        assert bits(arrays[doubles]) == SIX
+
+
 HUGE = 1 << 62
 LIES = {
     "storage longer than its record": (dict_of(w=tensor_of(7)), "differ in size"),
     "storage shorter than its record": (dict_of(w=tensor_of(5, size=(5,), stride=(1,))), "differ"),
     "storage of another dtype": (dict_of(w=tensor_of(storage="DoubleStorage")), "differ in size"),
+    "storage of another dtype, too": (dict_of(v=tensor_of(), w=tensor_of(**THREE)), "differ in"),
+    "the other first": (dict_of(v=tensor_of(**THREE), w=tensor_of()), "differ in size"),
     "no record": (dict_of(w=tensor_of(key="../0")), "no record"),
     "one beyond the end": (dict_of(w=tensor_of(offset=1)), "outside its storage"),
     "far beyond the end": (dict_of(w=tensor_of(stride=(HUGE, 1))), "outside its storage"),
