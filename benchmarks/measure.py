@@ -26,7 +26,6 @@ class Case:
     """A command, what it leaves behind, the goals it has, and what was measured.
 
     `times` is a goal in times of the floor: the command that all are compared with, `cp` or `cmp`.
-    It runs in `folder`, whose settings count, if it has any.
     """
 
     name: str
@@ -37,7 +36,6 @@ class Case:
     seconds_at_most: float | None = None
     repetitions: int | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
-    folder: str | None = None
     seconds: list[float] = field(default_factory=list)
     peaks: list[int] = field(default_factory=list)
 
@@ -46,7 +44,7 @@ class Case:
         settle()
         if self.target and os.path.exists(self.target):  # noqa: PTH110 - pathlib is one more import
             os.unlink(self.target)  # noqa: PTH108
-        seconds, peak = measure(self.command, self.environment, self.folder)
+        seconds, peak = measure(self.command, self.environment)
         self.seconds.append(seconds)
         self.peaks.append(peak)
 
@@ -95,14 +93,12 @@ def settle() -> None:
     subprocess.run([sys.executable, "-S", "-c", f"b'-' * {TOUCHED}"], check=True)
 
 
-def measure(
-    command: Sequence[str], environment: Mapping[str, str], folder: str | None = None
-) -> tuple[float, int]:
+def measure(command: Sequence[str], environment: Mapping[str, str]) -> tuple[float, int]:
     """Seconds and peak bytes of a command; `SystemExit` with what it printed when it fails."""
     with tempfile.TemporaryFile() as printed:
         start = time.perf_counter()
         env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "", **environment}
-        process = subprocess.Popen(command, stdout=printed, stderr=printed, env=env, cwd=folder)
+        process = subprocess.Popen(command, stdout=printed, stderr=printed, env=env)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)

@@ -47,10 +47,9 @@ def ours(folder: Path, paths: dict[str, str]) -> list[Case]:
             target = str(folder / f"target{suffix}")
             command = [*CONVERTER, "convert", source, target, "-m", MAPPING]
             name = f"{version} -> {suffix}"
-            cases.append(Case(name, command, target, times=3, mib=600, folder=str(folder)))
+            cases.append(Case(name, command, target, times=3, mib=600))
             name = f"{name} {' '.join(SMALL)}"
-            small = [*command, *SMALL]
-            cases.append(Case(name, small, target, times=5, mib=300, folder=str(folder)))
+            cases.append(Case(name, [*command, *SMALL], target, times=5, mib=300))
     return cases
 
 
